@@ -1,0 +1,44 @@
+"""What old dependencies need on today's versions of others. Light: nothing heavy is imported before it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+SHIMMED = "torchvision.transforms.functional_tensor"
+"""basicsr 1.4.2 imports `rgb_to_grayscale` from this module, which torchvision removed in 0.17 (BasicSR issues 533, 663)."""
+
+
+class _FunctionalTensor(MetaPathFinder, Loader):
+    """Provides the removed module; it stands last, so that a torchvision that still has it is asked first."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == SHIMMED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        from torchvision.transforms import functional
+
+        module.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
+
+
+def install() -> None:
+    """Make `import basicsr` work with today's torchvision. Called by `import refine_wrap`; calling it again does nothing."""
+    if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):
+        sys.meta_path.append(_FunctionalTensor())
+
+
+def shim_state() -> str:
+    """In words, for `refine-wrap doctor`: whether the shim is in place and in use."""
+    if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):
+        return "not installed"
+    module = sys.modules.get(SHIMMED)
+    if module is None:
+        return "installed, not needed so far"
+    loader = getattr(module.__spec__, "loader", None)
+    return "installed and in use" if isinstance(loader, _FunctionalTensor) else "installed, torchvision's own module is used"

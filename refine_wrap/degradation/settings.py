@@ -1,0 +1,123 @@
+"""What a recipe says about degradation, as strict models. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError, core_schema
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+@dataclass(frozen=True)
+class Between:
+    """Marks a `list[float]` or `list[int]` field as a range [low, high] within bounds; one number means both ends."""
+
+    low: float
+    high: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._pair, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        number = {**handler(schema)["items"], "minimum": self.low, "maximum": self.high}
+        return {"anyOf": [number, {"type": "array", "items": number, "minItems": 2, "maxItems": 2}]}
+
+    def _pair(self, value: Any) -> Any:
+        pair = value if isinstance(value, list) else [value, value]
+        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair)
+        if len(pair) != 2 or not numbers or not self.low <= pair[0] <= pair[1] <= self.high:
+            raise PydanticCustomError("range", "is no range in bounds", {"expected": self.words()})
+        return pair
+
+    def words(self) -> str:
+        """The accepted values, for people."""
+        return f"[low, high] with {self.low:g} <= low <= high <= {self.high:g}, or one number for both"
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Blur(Section):
+    """Gaussian blur, applied to the ground truth before it is made smaller."""
+
+    sigma: Annotated[list[float], Between(0, 20)] = [0.2, 2.0]
+    """Standard deviation in ground-truth pixels, drawn evenly from [low, high]."""
+    anisotropic: Share = 0.0
+    """Share of the blurred samples whose blur has two different sigmas, along a random direction."""
+    probability: Share = 1.0
+    """Share of the samples that are blurred at all."""
+
+
+class Noise(Section):
+    """Noise, added after the image is made smaller."""
+
+    kind: Literal["gaussian", "poisson-gaussian"] = "gaussian"
+    """gaussian: of one strength everywhere. poisson-gaussian: shot noise that grows with the light, plus read noise."""
+    sigma: Annotated[list[float], Between(0, 200)] = [1.0, 25.0]
+    """Standard deviation in 1/255, drawn evenly from [low, high]. For poisson-gaussian: that of mid-grey (0.5)."""
+    shot: Annotated[list[float], Between(0, 1)] = [0.3, 0.9]
+    """poisson-gaussian: the share of shot noise in mid-grey's variance, drawn from [low, high]; the rest is read noise."""
+    linear_light: bool = False
+    """poisson-gaussian: add the noise to linear light (sRGB curve undone), as a sensor does, and curve it back."""
+    correlation: Annotated[list[float], Between(0, 5)] = [0.0, 0.0]
+    """Blur of the noise itself, sigma in pixels drawn from [low, high], as demosaicking leaves it; strength is kept."""
+    grey: Share = 0.0
+    """Share of the samples whose noise is the same in red, green and blue."""
+    channel_spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Each channel's noise is scaled by a factor drawn from [1 - spread, 1 + spread], as white balance does."""
+    probability: Share = 1.0
+    """Share of the samples that get noise at all."""
+
+
+class Jpeg(Section):
+    """JPEG compression, applied last."""
+
+    quality: Annotated[list[int], Between(1, 100)] = [40, 95]
+    """JPEG quality, drawn evenly from the whole numbers of [low, high]."""
+    subsampling: Literal["4:4:4", "4:2:0", "random"] = "4:2:0"
+    """Resolution of the colour planes; random: either, with equal chance."""
+    probability: Share = 1.0
+    """Share of the samples that are compressed at all."""
+
+
+class Degradation(Section):
+    """Ground truth to low quality: blur, smaller by `scale` (bicubic, antialiased), noise, JPEG, rounded to 8 bits."""
+
+    scale: Annotated[int, Field(ge=1, le=4)] = 1
+    """How many times smaller each side becomes; it must be the backbone's scale."""
+    blur: Blur | None = None
+    """Gaussian blur before the image is made smaller; null: none."""
+    noise: Noise | None = None
+    """Noise after the image is made smaller; null: none."""
+    jpeg: Jpeg | None = None
+    """JPEG compression at the end; null: none."""
+
+    def margin(self) -> int:
+        """Ground-truth pixels around a crop that its low-quality version depends on, a multiple of `scale`.
+
+        Covers the blur, the bicubic kernel and one JPEG block.
+        """
+        reach = blur_radius(self.blur.sigma[1]) if self.blur else 0
+        reach += 2 * self.scale if self.scale > 1 else 0
+        reach += 8 * self.scale if self.jpeg else 0
+        return math.ceil(reach / self.scale) * self.scale
+
+
+def blur_radius(sigma: float) -> int:
+    """Pixels on each side that a Gaussian of `sigma` is computed over."""
+    return math.ceil(3 * sigma)

@@ -1,0 +1,170 @@
+"""Blur, smaller, noise, JPEG: the usual synthetic degradation, every draw from one given generator.
+
+The order is that of a camera and its file: optics (blur), sampling (bicubic, antialiased), sensor (noise), file (JPEG,
+8 bits). One generator in the same state gives the same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ImageError
+from .settings import Blur, Degradation, Jpeg, Noise, blur_radius
+
+Array = npt.NDArray[Any]
+
+
+def degrade(image: Array, settings: Degradation, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """The low-quality version of an image.
+
+    Args:
+        image: (H, W, 3) float32, RGB in [0, 1], both sides multiples of `settings.scale`. It is not changed.
+        settings: which parts, and the ranges that they are drawn from.
+        rng: the only source of chance.
+
+    Returns:
+        (H / scale, W / scale, 3) uint8.
+
+    Raises:
+        ImageError: another shape, type or size.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.float32:
+        raise ImageError(f"An image of shape {image.shape} and type {image.dtype}", "(H, W, 3) float32 in [0, 1]")
+    if image.shape[0] % settings.scale or image.shape[1] % settings.scale or 0 in image.shape:
+        raise ImageError(
+            f"An image of {image.shape[1]}x{image.shape[0]} pixels", f"sides that are multiples of {settings.scale}"
+        )
+    # Each part draws from its own stream, so that a change to one leaves the draws of the others as they were.
+    blur_rng, noise_rng, jpeg_rng = (np.random.default_rng(seed) for seed in rng.integers(0, 2**63, 3))
+    if settings.blur is not None and blur_rng.random() < settings.blur.probability:
+        image = blur(image, settings.blur, blur_rng)
+    if settings.scale > 1:
+        image = downsample(image, settings.scale)
+    if settings.noise is not None and noise_rng.random() < settings.noise.probability:
+        image = add_noise(image, settings.noise, noise_rng)
+    rounded = to_8bit(image)
+    if settings.jpeg is not None and jpeg_rng.random() < settings.jpeg.probability:
+        rounded = compress(rounded, settings.jpeg, jpeg_rng)
+    return rounded
+
+
+def to_8bit(image: Array) -> npt.NDArray[np.uint8]:
+    """[0, 1] to 0..255, clamped and rounded."""
+    return (np.clip(image, 0.0, 1.0) * np.float32(255.0) + np.float32(0.5)).astype(np.uint8)
+
+
+def blur(image: Array, settings: Blur, rng: np.random.Generator) -> Array:
+    """Gaussian blur with drawn sigmas and direction; the border is mirrored."""
+    first, second = rng.uniform(*settings.sigma, 2)
+    angle = rng.uniform(0.0, math.pi)
+    if rng.random() >= settings.anisotropic:
+        second = first
+    kernel = gaussian_kernel(first, second, angle)
+    if kernel.size == 1:
+        return image
+    import cv2
+
+    blurred: Array = cv2.filter2D(image, cv2.CV_32F, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return blurred
+
+
+def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> npt.NDArray[np.float32]:
+    """A Gaussian of two sigmas in pixels, turned by `angle` (radians), odd sides, sum 1; 1x1 where both are tiny."""
+    radius = blur_radius(max(sigma_x, sigma_y)) if max(sigma_x, sigma_y) > 0.05 else 0
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
+    along = x * math.cos(angle) + y * math.sin(angle)
+    across = y * math.cos(angle) - x * math.sin(angle)
+    # A sigma of zero keeps its direction sharp: nothing narrower than this shows on a grid of pixels.
+    widths = max(sigma_x, 0.05), max(sigma_y, 0.05)
+    weights = np.exp(-0.5 * ((along / widths[0]) ** 2 + (across / widths[1]) ** 2))
+    return np.asarray(weights / weights.sum(), dtype=np.float32)
+
+
+def downsample(image: Array, scale: int) -> Array:
+    """Smaller by a whole number with an antialiased bicubic kernel (a = -0.5, as Pillow and MATLAB's imresize)."""
+    import torch
+    import torch.nn.functional as F
+
+    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    size = (image.shape[0] // scale, image.shape[1] // scale)
+    smaller = F.interpolate(planes, size, mode="bicubic", antialias=True, align_corners=False)
+    return smaller[0].numpy().transpose(1, 2, 0)
+
+
+def add_noise(image: Array, settings: Noise, rng: np.random.Generator) -> Array:
+    """Noise of a drawn strength; the result is not clamped."""
+    sigma = rng.uniform(*settings.sigma) / 255.0
+    shot = rng.uniform(*settings.shot)
+    correlation = rng.uniform(*settings.correlation)
+    gains = rng.uniform(1 - settings.channel_spread, 1 + settings.channel_spread, 3).astype(np.float32)
+    channels = 1 if rng.random() < settings.grey else 3
+    if sigma == 0:
+        return image
+    if settings.kind == "gaussian":
+        noise = _normal(rng, (*image.shape[:2], channels)) * np.float32(sigma)
+        return image + _correlate(noise, correlation) * gains
+    if not settings.linear_light:
+        return image + _correlate(_sensor(image, sigma, shot, channels, rng), correlation) * gains
+    # The curve's slope at mid-grey makes sigma mean the same in both spaces.
+    slope = float(_to_linear(np.float32(0.505)) - _to_linear(np.float32(0.495))) / 0.01
+    light = _to_linear(image)
+    middle = float(_to_linear(np.float32(0.5)))
+    noise = _correlate(_sensor(light, sigma * slope, shot, channels, rng, middle), correlation) * gains
+    return _to_srgb(light + noise)
+
+
+def _sensor(
+    light: Array, sigma: float, shot: float, channels: int, rng: np.random.Generator, middle: float = 0.5
+) -> Array:
+    """Shot and read noise; at the level `middle` their standard deviation is `sigma`."""
+    read = _normal(rng, (*light.shape[:2], channels)) * np.float32(sigma * math.sqrt(1 - shot))
+    gain = shot * sigma**2 / middle  # variance of the shot noise for each unit of light
+    if gain == 0:
+        return read
+    light = np.clip(light, 0.0, 1.0)
+    light = light if channels == 3 else light.mean(axis=2, keepdims=True)
+    return read + (rng.poisson(light / gain) * gain - light).astype(np.float32)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _correlate(noise: Array, sigma: float) -> Array:
+    """Blur noise and scale it back to the standard deviation that it had."""
+    kernel = gaussian_kernel(sigma, sigma, 0.0)
+    if kernel.size == 1:
+        return noise
+    import cv2
+
+    kept = float(np.sqrt((kernel.astype(np.float64) ** 2).sum()))
+    mixed = cv2.filter2D(noise, cv2.CV_32F, kernel / kept, borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(mixed.reshape(noise.shape))  # OpenCV drops a channel axis of length 1
+
+
+def _to_linear(srgb: Any) -> Any:
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0.0) + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def _to_srgb(light: Array) -> Array:
+    light = np.clip(light, 0.0, 1.0)
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
+def compress(image: npt.NDArray[np.uint8], settings: Jpeg, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Through JPEG and back, (H, W, 3) RGB uint8."""
+    import cv2
+
+    quality = int(rng.integers(settings.quality[0], settings.quality[1], endpoint=True))
+    full = bool(rng.random() < 0.5) if settings.subsampling == "random" else settings.subsampling == "4:4:4"
+    factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]), flags)
+    if not done:
+        raise ImageError(f"OpenCV cannot encode a JPEG of {image.shape[1]}x{image.shape[0]} pixels")
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(decoded[:, :, ::-1]).astype(np.uint8, copy=False)

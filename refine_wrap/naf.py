@@ -1,0 +1,105 @@
+"""NAFNet blocks that the refiner and the mask generator share.
+
+The names of the parameters are those of the published NAFNet and ORNet checkpoints (conv1..conv5, sca.1, norm1/2, beta, gamma).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of each pixel, (B, C, H, W) -> (B, C, H, W), computed in float32 or wider."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Half types lose the variance of large features; autocast would not widen these ops by itself.
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        mean = wide.mean(1, keepdim=True)
+        centred = wide - mean
+        scale = torch.rsqrt(centred.square().mean(1, keepdim=True) + self.eps)
+        normed = (centred * scale).to(x.dtype)
+        return normed * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+class LocalPool(nn.Module):
+    """Mean over a window of `size` pixels around each pixel, instead of over the whole image.
+
+    Where the image is smaller than the window in one direction, the mean is over the whole of that direction, as it was in
+    training. Shape (B, C, H, W) -> (B, C, H, W). Source: test-time local statistics (Chu et al., ECCV 2022).
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        for dim in (-2, -1):
+            wide = self._along(wide, dim)
+        return wide.to(x.dtype)
+
+    def _along(self, x: Tensor, dim: int) -> Tensor:
+        length = x.shape[dim]
+        if length <= self.size:
+            return x.mean(dim, keepdim=True).expand_as(x)
+        # Differences of running sums cost the same for every window; the mean is taken off first to keep the sums small.
+        mean = x.mean(dim, keepdim=True)
+        sums = F.pad((x - mean).cumsum(dim), (0, 0, 1, 0) if dim == -2 else (1, 0))
+        windows = (sums.narrow(dim, self.size, length - self.size + 1) - sums.narrow(dim, 0, length - self.size + 1)) / self.size
+        before = (self.size - 1) // 2
+        # At the border the window stays inside the image: every pixel there shares the first or the last full window.
+        index = (torch.arange(length, device=x.device) - before).clamp(0, length - self.size)
+        return windows.index_select(dim, index) + mean
+
+
+class NAFBlock(nn.Module):
+    """The nonlinearity-free block of NAFNet (Chen et al., ECCV 2022), (B, C, H, W) -> (B, C, H, W). Identity when new.
+
+    Args:
+        channels: C, even after doubling (any C).
+        channel_attention: multiply by the pooled features, as in NAFNet; without it the block sees 3x3 pixels only.
+        pool_size: None pools over the whole image, a number over windows of that many pixels (`LocalPool`).
+    """
+
+    def __init__(self, channels: int, channel_attention: bool = True, pool_size: int | None = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv2 = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        pool: nn.Module = nn.AdaptiveAvgPool2d(1) if pool_size is None else LocalPool(pool_size)
+        self.sca = nn.Sequential(pool, nn.Conv2d(channels, channels, 1)) if channel_attention else None
+        self.conv4 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.norm1 = LayerNorm2d(channels)
+        self.norm2 = LayerNorm2d(channels)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
+        if self.sca is not None:
+            y = y * self.sca(y)
+        x = x + self.conv3(y) * self.beta
+        y = self.conv5(simple_gate(self.conv4(self.norm2(x))))
+        return x + y * self.gamma
+
+
+def simple_gate(x: Tensor) -> Tensor:
+    """Product of the two halves of the channels, (B, 2C, H, W) -> (B, C, H, W)."""
+    a, b = x.chunk(2, dim=1)
+    return a * b
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Zeros to the right and below until both sides are multiples; the image itself when they are."""
+    height, width = image.shape[-2:]
+    down, right = -height % multiple, -width % multiple
+    return F.pad(image, (0, right, 0, down)) if down or right else image

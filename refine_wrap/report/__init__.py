@@ -1,0 +1,5 @@
+"""Pages that show results: one HTML file each, which opens without network."""
+
+from .compare import compare_page
+
+__all__ = ["compare_page"]

@@ -1,0 +1,213 @@
+"""The whole way of an image: read, cut into tiles, restore, refine, clamp, write at the depth it came in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .backbone import check_image
+from .errors import ImageError, RefineWrapError
+from .images import Picture, bleed_alpha, read_image, resize_alpha, write_image
+from .tiling import LayerTrace, TilePlan, measure_tiling, plan_tiles, run_tiles, trace_layers
+
+if TYPE_CHECKING:
+    from .wrapper import RefineWrapper
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Notify = Callable[[int, int], None]
+
+
+def restore(
+    wrapper: RefineWrapper,
+    image: str | Path | Picture | Tensor,
+    output: str | Path | None = None,
+    *,
+    strength: float | None = None,
+    quality: float | None = None,
+    tile: int | str | None = "auto",
+    halo: int | None = None,
+    dtype: str = "float32",
+    bits: int | None = None,
+    overwrite: bool = False,
+    notify: Notify | None = None,
+) -> Picture | Tensor:
+    """Restore one image, of any size, in bounded memory.
+
+    Grey stays grey, alpha is carried (the colour under it is extended from its edge first), depth, ICC and EXIF are
+    kept. Tiles equal the whole within 1/255 where the halo covers the receptive field; where they cannot, a warning says
+    once how far they are. A tile that runs out of memory is halved and done again; one that is not finite in a half type
+    is done again in float32.
+
+    Args:
+        wrapper: what restores; it runs in evaluation mode on its own device.
+        image: a file, a `Picture`, or a tensor (B, 3, H, W) in [0, 1].
+        output: file to write, by its suffix; None writes nothing.
+        strength: in [0, 1]; None is the adapter's default.
+        quality: for a wrapper with a quality head.
+        tile: "auto", a side in input pixels, or None for the whole image at once.
+        halo: input pixels around a tile; None is the receptive field, at most 64.
+        dtype: "float32", "bfloat16" or "float16", by autocast.
+        bits: 8 or 16 for the output; None as it came.
+        overwrite: replace an existing `output`.
+        notify: called with (tiles done, tiles in all).
+
+    Returns:
+        A `Picture` for a file or a `Picture`, a tensor in [0, 1] for a tensor.
+
+    Raises:
+        ImageError: the image cannot be read, or the result is not finite.
+        OutputError: the output cannot be written.
+        RefineWrapError: an argument is wrong, or memory runs out at the smallest tile.
+    """
+    network, exact_network = _networks(wrapper, strength, quality, dtype)
+    options: dict[str, Any] = {"tile": tile, "halo": halo, "float32": exact_network, "notify": notify}
+    if isinstance(image, Tensor):
+        check_image(image)
+        if not bool(torch.isfinite(image).all()):
+            raise ImageError("The image holds values that are not finite", "values in [0, 1]")
+        restored = torch.stack([_restore_tensor(wrapper, network, one, **options) for one in image])
+        if output is not None:
+            raise RefineWrapError("A tensor is restored and an output file is named", "a file or a Picture for that")
+        return restored
+    picture = image if isinstance(image, Picture) else read_image(image)
+    result = _restore_picture(wrapper, network, picture, **options)
+    if output is not None:
+        write_image(output, result, bits=bits, overwrite=overwrite)
+    return result
+
+
+def _restore_picture(wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], picture: Picture, **options: Any) -> Picture:
+    picture = bleed_alpha(picture)
+    result = picture.blank_like(picture.height * wrapper.scale, picture.width * wrapper.scale)
+    device = wrapper.backbone.device
+
+    def read(top: int, left: int, height: int, width: int) -> Tensor:
+        return picture.tensor(top, left, height, width, device=device)
+
+    _run(wrapper, network, read, result.put, picture.height, picture.width, **options)
+    result.alpha = resize_alpha(picture, result.height, result.width)
+    return result
+
+
+def _restore_tensor(wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], image: Tensor, **options: Any) -> Tensor:
+    _, height, width = image.shape
+    result = image.new_empty(3, height * wrapper.scale, width * wrapper.scale)
+    device = wrapper.backbone.device
+
+    def read(top: int, left: int, h: int, w: int) -> Tensor:
+        return image[None, :, top : top + h, left : left + w].to(device)
+
+    def write(top: int, left: int, part: Tensor) -> None:
+        result[:, top : top + part.shape[-2], left : left + part.shape[-1]] = part[0].clamp(0, 1)
+
+    _run(wrapper, network, read, write, height, width, **options)
+    return result
+
+
+def _run(
+    wrapper: RefineWrapper,
+    network: Callable[[Tensor], Tensor],
+    read: Callable[[int, int, int, int], Tensor],
+    write: Callable[[int, int, Tensor], None],
+    height: int,
+    width: int,
+    *,
+    tile: int | str | None,
+    halo: int | None,
+    float32: Callable[[Tensor], Tensor] | None,
+    notify: Notify | None,
+) -> None:
+    plan = plan_for(wrapper, height, width, tile, halo)
+    if plan.tile is not None and not plan.exact:
+        _notice(wrapper, plan)
+    was_training = wrapper.training
+    wrapper.eval()
+    try:
+        with torch.inference_mode():
+            run_tiles(
+                network, read, write, height=height, width=width, scale=wrapper.scale, tile=plan.tile, halo=plan.halo,
+                multiple_of=wrapper.tile_grid, float32=float32, notify=notify,
+            )  # fmt: skip
+    finally:
+        wrapper.train(was_training)
+
+
+def _networks(
+    wrapper: RefineWrapper, strength: float | None, quality: float | None, dtype: str
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
+    """The wrapper as image -> float32 image in the asked type, and in float32 where that is another."""
+    if dtype not in DTYPES:
+        raise RefineWrapError(f"dtype is {dtype!r}", "one of " + ", ".join(DTYPES))
+    if strength is not None and not 0 <= strength <= 1:
+        raise RefineWrapError(f"strength is {strength}", "a number in [0, 1]")
+    if dtype == "float16" and not wrapper.backbone.spec.half_ok:
+        raise RefineWrapError(
+            f"float16 is not declared safe for {wrapper.backbone.spec.family}", "float32 or bfloat16 for this backbone"
+        )
+
+    def plain(image: Tensor) -> Tensor:
+        result: Tensor = wrapper(image, strength, quality)
+        return result
+
+    if dtype == "float32":
+        return plain, None
+
+    def low(image: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, DTYPES[dtype]):
+            return plain(image).float()
+
+    return low, plain
+
+
+def trace(wrapper: RefineWrapper) -> LayerTrace:
+    """What the layers of the wrapper say of its receptive field, memory and cost; worked out once for each wrapper."""
+    known: LayerTrace | None = getattr(wrapper, "_trace", None)
+    if known is None:
+        grid = wrapper.tile_grid
+        side = -(-max(64, wrapper.backbone.spec.minimum) // grid) * grid
+        known = trace_layers(wrapper, side, side, device=wrapper.backbone.device, dtype=wrapper.backbone.dtype)
+        wrapper._trace = known
+    return known
+
+
+def plan_for(wrapper: RefineWrapper, height: int, width: int, tile: int | str | None = "auto", halo: int | None = None) -> TilePlan:
+    """How an image of (height, width) would be cut."""
+    return plan_tiles(
+        trace(wrapper), height, width, tile=tile, halo=halo, multiple_of=wrapper.tile_grid, exact=wrapper.exact_tiles,
+        device=wrapper.backbone.device,
+    )  # fmt: skip
+
+
+def tile_difference(wrapper: RefineWrapper, halo: int) -> float:
+    """Largest |tiled - whole| on a small photo-like picture, in [0, 1]: what tiles of 64 pixels with this halo cost."""
+    grid = wrapper.tile_grid
+    tile = -(-64 // grid) * grid
+    was_training = wrapper.training
+    wrapper.eval()
+    try:
+        return measure_tiling(
+            wrapper, scale=wrapper.scale, multiple_of=grid, tile=tile, halo=halo, size=(tile, 3 * tile),
+            device=wrapper.backbone.device,
+        )  # fmt: skip
+    finally:
+        wrapper.train(was_training)
+
+
+def _notice(wrapper: RefineWrapper, plan: TilePlan) -> None:
+    """Say once for each wrapper that its tiles are not exact, and by how much."""
+    if getattr(wrapper, "_tiles_noticed", False):
+        return
+    wrapper._tiles_noticed = True
+    reasons = ", ".join(trace(wrapper).global_operations[:3]) or f"a receptive field of {plan.receptive_radius} pixels"
+    difference = tile_difference(wrapper, plan.halo) * 255
+    warnings.warn(
+        f"Tiles of {plan.tile} pixels with a halo of {plan.halo} do not equal the whole image with "
+        f"{wrapper.backbone.spec.family} ({reasons}): largest difference {difference:.2g}/255 on a test picture. "
+        "tile=None runs the whole image at once where memory allows.",
+        stacklevel=5,
+    )

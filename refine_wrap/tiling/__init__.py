@@ -1,0 +1,19 @@
+"""Large images: halo tiles, memory back-off, and what a network's layers say about both."""
+
+from .measure import measure_tiling, photo_like
+from .plan import DEFAULT_HALO, TilePlan, memory_budget, plan_tiles
+from .run import TileReport, run_tiles
+from .trace import LayerTrace, trace_layers
+
+__all__ = [
+    "DEFAULT_HALO",
+    "LayerTrace",
+    "TilePlan",
+    "TileReport",
+    "measure_tiling",
+    "memory_budget",
+    "photo_like",
+    "plan_tiles",
+    "run_tiles",
+    "trace_layers",
+]

@@ -1,0 +1,42 @@
+"""Fine-tune from a recipe: `finetune(Recipe.load("nafnet_denoise", overrides))`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import DegradedData, PairedData
+    from .losses import charbonnier, fft, l1, mse
+    from .objectives import Objective, RefineObjective, RestoreObjective
+    from .trainer import finetune
+
+_PLACES = {
+    "finetune": "trainer",
+    "Objective": "objectives",
+    "RefineObjective": "objectives",
+    "RestoreObjective": "objectives",
+    "DegradedData": "data",
+    "PairedData": "data",
+    "charbonnier": "losses",
+    "fft": "losses",
+    "l1": "losses",
+    "mse": "losses",
+}
+
+__all__ = [
+    "DegradedData",
+    "Objective",
+    "PairedData",
+    "RefineObjective",
+    "RestoreObjective",
+    "charbonnier",
+    "fft",
+    "finetune",
+    "l1",
+    "mse",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

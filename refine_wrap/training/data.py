@@ -1,0 +1,449 @@
+"""Training and validation images as torch Datasets.
+
+Every random draw (crop, flip, rotation, degradation, strength) comes from a generator seeded by (seed, epoch, sample
+index), so that workers, processes and resumption change nothing. A sample is asked for by that key: `data[epoch, index]`.
+
+Decoding a photo of 10 MP takes some 200 ms, for a crop that takes one. So decoded images are kept in memory, as integers,
+up to `cache` GB, filled before training: worker processes that are forked share that memory. Where processes are spawned
+(macOS, Windows) the cache is not sent along, and each worker fills its own share of the limit as it goes. What does not
+fit is decoded for every sample.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from ..degradation import Degradation, degrade
+from ..errors import DataError, ImageError, RefineWrapError
+from ..folder import list_images, pair_by_name
+from ..images import read_image
+
+if TYPE_CHECKING:
+    from ..recipe import DataChoice, Recipe, TrainFolders
+
+Array = npt.NDArray[Any]
+Sample = dict[str, Any]
+"""`lq` (3, h, w) and `gt` (3, h * scale, w * scale) float32 in [0, 1], `strength` () float32, `name` str."""
+
+TRAINING, VALIDATION, SHUFFLE = 0, 1, 2  # streams of chance that never meet
+SHOWN = 5
+
+
+class ImageStore:
+    """Decoded images by number: kept in memory up to a limit, decoded again beyond it.
+
+    Args:
+        rows: the files that belong to one sample, such as (gt,) or (gt, lq). A row with an unreadable file is left out.
+        cache_bytes: memory limit.
+
+    Raises:
+        DataError: more than 1% of the rows, and more than one, are unreadable, or none is left. Fewer are named in a
+            warning.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Path, ...]], cache_bytes: int) -> None:
+        self.limit = cache_bytes
+        self.used = 0
+        self.kept: dict[Path, Array] = {}
+        self.sizes: dict[Path, tuple[int, int]] = {}
+        self.total = len(rows)
+        self.unreadable: dict[Path, str] = {}
+        self._fill([path for row in rows for path in row])
+        self.rows = [row for row in rows if not any(path in self.unreadable for path in row)]
+        self._judge()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}, "used": 0}  # a spawned worker fills its own
+
+    def get(self, path: Path) -> Array:
+        """(H, W, 3 or 1), uint8 or uint16. Raises ImageError."""
+        pixels = self.kept.get(path)
+        if pixels is None:
+            pixels = read_image(path).pixels
+            self._keep(path, pixels)
+        return pixels
+
+    def drop(self, row: int, error: RefineWrapError) -> None:
+        """Note that a file which looked sound cannot be decoded.
+
+        Raises:
+            DataError: by now these are too many.
+        """
+        self.unreadable[self.rows[row][0]] = str(error).splitlines()[0]
+        self._judge()
+
+    def _fill(self, paths: list[Path]) -> None:
+        """Decode until the limit is reached; of the others read the header only."""
+        with ThreadPoolExecutor(4) as pool:
+            for start in range(0, len(paths), 16):  # in small lots, so that little is decoded beyond the limit
+                lot = paths[start : start + 16]
+                read = self._try if self.used < self.limit else self._try_header
+                for path, result in zip(lot, pool.map(read, lot), strict=True):
+                    if isinstance(result, str):
+                        self.unreadable[path] = result
+                    elif isinstance(result, tuple):
+                        self.sizes[path] = result
+                    else:
+                        self.sizes[path] = (result.shape[0], result.shape[1])
+                        self._keep(path, result)
+
+    def _keep(self, path: Path, pixels: Array) -> None:
+        worker = get_worker_info()
+        limit = self.limit if worker is None else max(self.limit // worker.num_workers, self.used)
+        if path not in self.kept and self.used + pixels.nbytes <= limit:
+            self.kept[path] = pixels
+            self.used += pixels.nbytes
+
+    @staticmethod
+    def _try(path: Path) -> Array | str:
+        try:
+            return read_image(path).pixels
+        except ImageError as error:
+            return error.came
+
+    @staticmethod
+    def _try_header(path: Path) -> tuple[int, int] | Array | str:
+        from PIL import Image
+
+        try:
+            with Image.open(path) as image:
+                return image.height, image.width
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return ImageStore._try(path)  # what Pillow does not know, ours may
+
+    def _judge(self) -> None:
+        if not self.unreadable:
+            return
+        names = ", ".join(str(path) for path in list(self.unreadable)[:SHOWN])
+        more = f" and {len(self.unreadable) - SHOWN} more" if len(self.unreadable) > SHOWN else ""
+        reason = next(iter(self.unreadable.values()))
+        came = f"{len(self.unreadable)} of {self.total} training images cannot be read: {names}{more} ({reason})"
+        if len(self.unreadable) > max(1, self.total // 100) or len(self.unreadable) >= self.total:
+            raise DataError(came, "at most 1% unreadable files", "replace or remove them")
+        warnings.warn(f"{came}; left out", RuntimeWarning, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one sample takes from an image: a square of ground truth, flipped and turned."""
+
+    top: int
+    left: int
+    flip: bool
+    turns: int
+
+    def orient(self, image: Array) -> Array:
+        """Flip and turn (H, W, C)."""
+        image = image[:, ::-1] if self.flip else image
+        return np.rot90(image, self.turns)
+
+
+class ImageData(Dataset[Sample]):
+    """What `PairedData` and `DegradedData` share: keys, crops, orientation.
+
+    Args:
+        store: the decoded images.
+        scale: ground-truth pixels of a side for each low-quality pixel.
+        crop: side of a sample in ground-truth pixels, a multiple of `scale`; None: the whole image, cut at the right and
+            below to a multiple of `scale`. An image smaller than `crop` is mirrored up to it.
+        flips, rotations: whether samples are flipped and turned.
+        strength: the range of the refiner's strength.
+        samples_per_image: samples of each image in an epoch.
+        seed: all chance follows from it.
+        fixed: for validation: the crop is the central one and at most the image, nothing is flipped, and the degradation has
+            a stream of its own.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        *,
+        scale: int = 1,
+        crop: int | None = 128,
+        flips: bool = True,
+        rotations: bool = True,
+        strength: Sequence[float] = (0.0, 1.0),
+        samples_per_image: int = 1,
+        seed: int = 0,
+        fixed: bool = False,
+    ) -> None:
+        if crop is not None and crop % scale:
+            raise DataError(f"A crop of {crop} ground-truth pixels", f"a multiple of the scale, {scale}")
+        self.store, self.scale, self.crop = store, scale, crop
+        self.flips, self.rotations, self.fixed = flips and not fixed, rotations and not fixed, fixed
+        self.strength, self.samples_per_image, self.seed = tuple(strength), samples_per_image, seed
+        self._warn_small()
+
+    def __len__(self) -> int:
+        return len(self.store.rows) * self.samples_per_image
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample of (epoch, index); a bare index is of epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = len(self.store.rows)
+        for step in range(rows):
+            row = (index + step) % rows
+            rng = np.random.default_rng((self.seed, VALIDATION if self.fixed else TRAINING, epoch, index))
+            try:
+                lq, gt = self.make(row, rng)
+            except ImageError as error:  # its header was sound, its pixels are not: the next image takes its place
+                self.store.drop(row, error)
+                continue
+            strength = np.float32(rng.uniform(*self.strength))
+            return {"lq": lq, "gt": gt, "strength": torch.tensor(strength), "name": str(self.store.rows[row][0])}
+        raise DataError("No training image can be read")
+
+    def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(lq, gt) of one image."""
+        raise NotImplementedError
+
+    def side(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the crop from an image of ground truth, multiples of the scale."""
+        whole = height // self.scale * self.scale, width // self.scale * self.scale
+        if self.crop is None:
+            return whole
+        # Validation shows no mirrored pixels: it takes what is there.
+        return (min(self.crop, whole[0]), min(self.crop, whole[1])) if self.fixed else (self.crop, self.crop)
+
+    def place(self, height: int, width: int, side: tuple[int, int], rng: np.random.Generator) -> Place:
+        """Draw a crop of `side` from (height, width), and its orientation."""
+        free = height - side[0], width - side[1]
+        corner = rng.integers(0, np.array(free), endpoint=True)
+        flip, turns = bool(rng.random() < 0.5), int(rng.integers(4))
+        if self.fixed:
+            corner = np.array(free) // 2
+        turns = turns if self.rotations else 0
+        return Place(int(corner[0]), int(corner[1]), flip and self.flips, turns)
+
+    def _warn_small(self) -> None:
+        if self.crop is None or self.fixed:
+            return
+        gts = [row[0] for row in self.store.rows]
+        small = [path for path in gts if min(self.store.sizes[path]) < self.crop]
+        if small:
+            names = ", ".join(map(str, small[:SHOWN]))
+            warnings.warn(
+                f"{len(small)} of {len(gts)} images are smaller than the crop of {self.crop} pixels and are mirrored up to "
+                f"it: {names}{', ...' if len(small) > SHOWN else ''}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+class DegradedData(ImageData):
+    """Ground truth alone; its low-quality version is made on the fly.
+
+    The degradation works on the crop and a margin around it, so that blur and JPEG blocks meet real neighbours.
+    """
+
+    def __init__(self, store: ImageStore, degradation: Degradation, **options: Any) -> None:
+        super().__init__(store, scale=degradation.scale, **options)
+        self.degradation = degradation
+
+    def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image, scale = self.store.get(self.store.rows[row][0]), self.scale
+        crop = self.side(image.shape[0], image.shape[1])
+        image = mirrored(image, *crop)
+        height, width = image.shape[:2]
+        place = self.place(height, width, crop, rng)
+        margin = self.degradation.margin()
+        above, before = (min(margin, corner // scale * scale) for corner in (place.top, place.left))
+        below = min(margin, (height - place.top - crop[0]) // scale * scale)
+        after = min(margin, (width - place.left - crop[1]) // scale * scale)
+        region = as_float(
+            image[place.top - above : place.top + crop[0] + below, place.left - before : place.left + crop[1] + after]
+        )
+        gt = region[above : above + crop[0], before : before + crop[1]]
+        low = degrade(region, self.degradation, rng)
+        top, left = above // scale, before // scale
+        lq = as_float(low[top : top + crop[0] // scale, left : left + crop[1] // scale])
+        return as_tensor(place.orient(lq)), as_tensor(place.orient(gt))
+
+
+class PairedData(ImageData):
+    """Ground truth and low quality from two files.
+
+    Raises:
+        DataError: a ground truth is not `scale` times its low quality (a rest of less than `scale` pixels is cut off).
+    """
+
+    def __init__(self, store: ImageStore, *, scale: int, **options: Any) -> None:
+        super().__init__(store, scale=scale, **options)
+        wrong = []
+        for gt, lq in store.rows:
+            sizes = store.sizes[gt], store.sizes[lq]
+            if any(g // scale != small for g, small in zip(*sizes, strict=True)):
+                wrong.append(f"{gt} ({sizes[0][1]}x{sizes[0][0]}) and {lq} ({sizes[1][1]}x{sizes[1][0]})")
+        if wrong:
+            raise DataError(
+                f"{len(wrong)} pairs are not of scale {scale}: {'; '.join(wrong[:SHOWN])}{'; ...' if len(wrong) > SHOWN else ''}",
+                f"ground truth {scale} times as large as low quality" if scale > 1 else "both of one size",
+            )
+
+    def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        scale = self.scale
+        gt, lq = (self.store.get(path) for path in self.store.rows[row])
+        crop = self.side(lq.shape[0] * scale, lq.shape[1] * scale)
+        side = crop[0] // scale, crop[1] // scale
+        gt = gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
+        lq, gt = mirrored(lq, *side), mirrored(gt, side[0] * scale, side[1] * scale)
+        place = self.place(lq.shape[0], lq.shape[1], side, rng)
+        lq = lq[place.top : place.top + side[0], place.left : place.left + side[1]]
+        top, left = place.top * scale, place.left * scale
+        gt = gt[top : top + side[0] * scale, left : left + side[1] * scale]
+        return as_tensor(place.orient(as_float(lq))), as_tensor(place.orient(as_float(gt)))
+
+
+def mirrored(image: Array, height: int, width: int) -> Array:
+    """At least (height, width): a smaller image is continued by its mirror image at the right and below.
+
+    The edge pixels are repeated ("symmetric"), so that a pair of two scales stays aligned.
+    """
+    down, right = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
+    return np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric") if down or right else image
+
+
+def as_float(image: Array) -> npt.NDArray[np.float32]:
+    """(H, W, 1 or 3) integers to (H, W, 3) float32 in [0, 1]."""
+    scaled = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
+
+
+def as_tensor(image: Array) -> Tensor:
+    """(H, W, 3) to (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+# ---------------------------------------------------------------- from a recipe
+
+
+def training_data(recipe: Recipe, scale: int) -> ImageData:
+    """The training set of a recipe for a backbone of `scale`.
+
+    Raises:
+        DataError: a folder is missing, empty or unpaired, sizes do not fit, or too many files are unreadable.
+        RecipeError: the scale of the degradation is not the backbone's.
+    """
+    data = recipe.data
+    options = {
+        "crop": data.crop, "flips": data.flips, "rotations": data.rotations, "strength": recipe.strength.train,
+        "samples_per_image": data.samples_per_image, "seed": recipe.train.seed,
+    }
+    return _dataset(recipe, data.train, _rows(data.train), scale, options)
+
+
+def validation_data(recipe: Recipe, scale: int) -> ImageData | None:
+    """The validation set of a recipe: at most `limit` images, central crops, the same draws at every validation."""
+    part = recipe.data.validation
+    if part is None:
+        return None
+    rows = _rows(part)
+    count = min(part.limit, len(rows))
+    rows = [rows[i * len(rows) // count] for i in range(count)]
+    crop = part.crop // scale * scale if part.crop is not None else None
+    return _dataset(recipe, part, rows, scale, {"crop": crop, "seed": recipe.train.seed, "fixed": True})
+
+
+def _dataset(
+    recipe: Recipe, part: TrainFolders, rows: list[tuple[Path, ...]], scale: int, options: dict[str, Any]
+) -> ImageData:
+    data: DataChoice = recipe.data
+    if part.lq is None and data.degradation is not None and data.degradation.scale != scale:
+        raise recipe.refuse(
+            "data.degradation.scale", f"data.degradation.scale is {data.degradation.scale}, the backbone's scale is {scale}",
+            f"data.degradation.scale: {scale}",
+        )
+    if data.crop % scale:
+        raise recipe.refuse("data.crop", f"data.crop is {data.crop}", f"a multiple of the backbone's scale, {scale}")
+    store = ImageStore(rows, int(data.cache * 1e9))
+    if part.lq is not None:
+        return PairedData(store, scale=scale, **options)
+    assert data.degradation is not None  # the recipe has checked it
+    return DegradedData(store, data.degradation, **options)
+
+
+def _rows(part: TrainFolders) -> list[tuple[Path, ...]]:
+    """The files of each sample: (gt,) or (gt, lq)."""
+    if part.lq is None:
+        rows: list[tuple[Path, ...]] = [(path,) for root in part.gt for path in list_images(root)]
+    else:
+        rows = [
+            pair
+            for gt, lq in zip(part.gt, part.lq, strict=True)
+            for pair in pair_by_name(gt, lq, gt_pattern=part.gt_pattern, lq_pattern=part.lq_pattern)
+        ]
+    return list(dict.fromkeys(rows))  # a folder that is named twice counts once
+
+
+# ---------------------------------------------------------------- batches
+
+
+def step_keys(count: int, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
+    """The (epoch, index) of each sample of one step.
+
+    Epochs are permutations of the samples, laid end to end; a batch may hold the end of one and the start of the next.
+    """
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [(position // count, int(_order(count, seed, position // count)[position % count])) for position in positions]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> Array:
+    return np.random.default_rng((seed, SHUFFLE, epoch)).permutation(count)
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """Keys of the batches of steps [start, stop), the part of process `rank` of `world`."""
+
+    count: int
+    batch_size: int
+    seed: int
+    start: int
+    stop: int
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // self.world
+        for step in range(self.start, self.stop):
+            keys = step_keys(self.count, self.batch_size, self.seed, step)
+            yield keys[self.rank * share : (self.rank + 1) * share]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def loader(data: ImageData, batches: StepBatches, workers: int) -> DataLoader[Sample]:
+    """Batches of samples, in the order of the steps."""
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _quiet_worker(_: int) -> None:
+    """A worker leaves Ctrl-C to the training process, which still wants the batches of its last step."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,390 @@
+"""The training loop, for every objective, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, OutputError, RecipeError, TrainingError
+from ..evaluation import Protocol
+from ..recipe import Recipe, TrainChoice
+from .checkpoint import Average, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from .data import ImageData, StepBatches, loader, training_data, validation_data
+from .monitor import Monitor, open_run, save_strip
+from .objectives import Objective, build_objective
+
+MOST_SKIPPED = 5
+"""Steps in a row whose loss is not finite before the run stops."""
+FREE_KEYS = {
+    "description", "licence", "output", "validate_every", "save_every", "keep_checkpoints", "data.validation", "data.cache",
+    "data.sources", "train.accumulate", "train.workers", "train.threads", "train.device", "train.log_every",
+}
+"""What may change between a run and its resumption."""
+
+
+def finetune(recipe: Recipe | str | Path, *, resume: str | Path = "auto", quiet: bool = False) -> Path:
+    """Train what a recipe says.
+
+    Args:
+        recipe: a `Recipe`, or what `Recipe.load` takes.
+        resume: "auto": go on from the newest whole checkpoint of the run's folder, if there is one; "never": refuse a folder
+            that has checkpoints; or the path of one checkpoint of the same recipe.
+        quiet: show nothing on the terminal.
+
+    Returns:
+        the folder of the result: an adapter (objective refine) or a backbone (restore).
+
+    Raises:
+        RecipeError: the recipe does not fit the backbone, the machine or the run that is resumed.
+        DataError: the images cannot be used.
+        CheckpointError: the backbone's weights or the checkpoints cannot be read.
+        OutputError: the run's folder cannot be written.
+        TrainingError: the loss was not finite for several steps in a row.
+        KeyboardInterrupt: Ctrl-C (or SIGTERM), after the step was finished and a checkpoint saved.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    threads = torch.get_num_threads()
+    try:
+        if recipe.train.threads is not None:
+            torch.set_num_threads(recipe.train.threads)
+        with _interruptions() as interrupted:
+            return _train(recipe, resume, quiet, interrupted)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[int]) -> Path:
+    options, folder = recipe.train, recipe.folder
+
+    # Everything that can be refused is refused before anything is written.
+    accelerator = _accelerator(recipe)
+    device, world, rank, first = (
+        accelerator.device, accelerator.num_processes, accelerator.process_index, accelerator.is_main_process,
+    )
+    saved = _resumed(recipe, resume)
+    start = saved.step if saved else 0
+    objective = build_objective(recipe)
+    data = training_data(recipe, objective.backbone.spec.scale)
+    validation = validation_data(recipe, objective.backbone.spec.scale)
+    if recipe.objective == "refine" and recipe.backbone.weights is None:
+        warnings.warn("The backbone has no weights: the refiner is trained behind a random network", RuntimeWarning, stacklevel=3)
+
+    # The order matters: weights before the optimiser, and both on their device before the saved state is put in.
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    objective.train().to(device, memory_format=layout)
+    if saved:
+        _load(objective.trained(), saved.weights, "weights")
+    optimizer = torch.optim.AdamW(
+        objective.parameters(), options.learning_rate, betas=(options.betas[0], options.betas[1]),
+        weight_decay=options.weight_decay,
+    )
+    average = Average(objective.trained(), options.ema)
+    model, prepared = accelerator.prepare(objective, optimizer)
+    if saved:
+        optimizer.load_state_dict(saved.optimizer)
+        average.values = {name: value.to(device) for name, value in saved.average.items()}
+        average.count = int(saved.more["averaged"])
+        if accelerator.scaler is not None and saved.more.get("scaler"):
+            accelerator.scaler.load_state_dict(saved.more["scaler"])
+
+    if first:
+        open_run(folder, recipe.to_yaml(), {
+            "seed": options.seed, "device": str(device), "processes": world, "resumed_at": start or None,
+            "training_images": len(data.store.rows), "unreadable": sorted(map(str, data.store.unreadable)),
+        })
+    accelerator.wait_for_everyone()
+
+    def save(step: int) -> None:
+        if first:
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            save_checkpoint(
+                folder / "checkpoints",
+                Checkpoint(
+                    step, dict(objective.trained().state_dict()), average.values, optimizer.state_dict(), recipe.to_dict(),
+                    {"averaged": average.count, "scaler": scaler},
+                ),
+                recipe.keep_checkpoints,
+            )
+        accelerator.wait_for_everyone()
+
+    metrics: list[dict[str, Any]] = []
+    failures: list[list[str]] = []  # the files of the last steps in a row whose loss was not finite
+    batches = StepBatches(len(data), options.batch_size, options.seed, start, options.steps, rank, world)
+
+    with Monitor(folder, options.steps, start, quiet=quiet, active=first) as monitor:
+        monitor.say(_headline(recipe, objective, data, device, start))
+        clock = time.perf_counter()
+        for step, batch in enumerate(loader(data, batches, options.workers), start):
+            waited = time.perf_counter() - clock
+            rate = learning_rate(step, options)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(_step_seed(options.seed, step, rank))  # for dropout and stochastic depth
+
+            # Forward and backward, in parts. Gradients meet between processes with the last part only.
+            names, parts = batch.pop("name"), _split(batch, options.accumulate, device, layout)
+            losses: dict[str, Tensor] = {}
+            for number, part in enumerate(parts, 1):
+                with nullcontext() if number == len(parts) else accelerator.no_sync(model):
+                    terms: dict[str, Tensor] = model(part)
+                    accelerator.backward(torch.stack(list(terms.values())).sum() / len(parts))
+                for name, value in terms.items():
+                    losses[name] = losses.get(name, value.new_zeros(())) + value.detach() / len(parts)
+
+            # One reduction tells every process the mean losses, and whether one was told to stop.
+            limit = options.gradient_clip if options.gradient_clip is not None else math.inf
+            norm = accelerator.clip_grad_norm_(list(objective.parameters()), limit)
+            told = torch.stack([*losses.values(), torch.tensor(float(bool(interrupted)), device=device)])
+            told = accelerator.reduce(told, "mean").tolist()
+            values, stop = dict(zip(losses, told, strict=False)), told[-1] > 0
+            # float16 has infinite gradients now and then; its scaler skips those steps and lowers its scale.
+            finite = all(map(math.isfinite, values.values())) and (
+                accelerator.scaler is not None or math.isfinite(float(norm))
+            )
+            if finite or accelerator.scaler is not None:
+                prepared.step()
+            prepared.zero_grad(set_to_none=True)
+            if finite and not accelerator.optimizer_step_was_skipped:
+                average.update()
+            failures = [] if finite else [*failures, names]
+            done = step + 1
+            monitor.step(done, values if finite else {}, waited, rate, options.log_every)
+            if len(failures) >= MOST_SKIPPED:
+                raise _not_finite(done, failures, folder)
+
+            # Validation, checkpoints, Ctrl-C.
+            began = time.perf_counter()
+            last = done == options.steps
+            stop = stop and not last
+            if validation is not None and (last or (done % recipe.validate_every == 0 and not stop)):
+                if first:
+                    with average.applied():
+                        metrics = validate(objective, validation, device, recipe, folder / "pictures" / f"step_{done:08d}")
+                    monitor.write({"kind": "validation", "step": done, "metrics": metrics})
+                    monitor.say(f"step {done}: " + ", ".join(f"{m['name']} {m['value']:.4f}" for m in metrics))
+                accelerator.wait_for_everyone()
+            if last or stop or done % recipe.save_every == 0:
+                save(done)
+            if stop:
+                monitor.say(f"stopped at step {done}, saved in {folder / 'checkpoints'}")
+                raise KeyboardInterrupt
+            clock = time.perf_counter()
+            monitor.pause(clock - began)
+
+        if start >= options.steps and validation is not None and first:  # resumed when all was done
+            with average.applied():
+                metrics = validate(objective, validation, device, recipe, None)
+
+    with average.applied():
+        objective.eval().to("cpu")
+        result = objective.save(folder, recipe, metrics) if first else folder
+    accelerator.wait_for_everyone()
+    return result
+
+
+# ---------------------------------------------------------------- the pieces
+
+
+def learning_rate(step: int, options: TrainChoice) -> float:
+    """The learning rate of a step, counted from 0: a function of the step alone, so that nothing needs to be resumed."""
+    warmup = min(options.warmup_steps, options.steps // 2)
+    if step < warmup:
+        return options.learning_rate * (step + 1) / (warmup + 1)
+    if options.schedule == "constant":
+        return options.learning_rate
+    if options.schedule == "multistep":
+        passed = sum(step >= share * options.steps for share in options.milestones)
+        return float(options.learning_rate * options.gamma**passed)
+    final = min(options.final_learning_rate, options.learning_rate)
+    progress = (step - warmup) / max(options.steps - warmup, 1)
+    return final + (options.learning_rate - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def validate(
+    objective: Objective, data: ImageData, device: torch.device, recipe: Recipe, pictures: Path | None
+) -> list[dict[str, Any]]:
+    """PSNR and SSIM over the validation images, of the output and, where it is fixed, of the bare backbone.
+
+    Args:
+        pictures: a folder for low quality | backbone | output | ground truth side by side; None: no pictures.
+
+    Returns:
+        `name`, `value` (mean over the images), `protocol` and `data`, as a model card lists them.
+    """
+    part = recipe.data.validation
+    assert part is not None  # there is validation data
+    # Pixels near the border of an upscaled image depend on what lies beyond it: super-resolution leaves `scale` of them out.
+    border = objective.backbone.spec.scale if objective.backbone.spec.scale > 1 else 0
+    protocols = [Protocol("PSNR", border=border), Protocol("SSIM", border=border)]
+    sums: dict[tuple[str, str], float] = {}
+    was_training = objective.training
+    objective.eval()
+    try:
+        for index in range(len(data)):
+            sample = data[index]
+            lq, gt = sample["lq"][None].to(device), sample["gt"][None].to(device)
+            shown = {"": objective.predict(lq), " backbone": objective.baseline(lq), " input": lq if border == 0 else None}
+            for protocol in protocols:
+                for of, image in shown.items():
+                    if image is not None:
+                        key = (protocol.metric + of, str(protocol))
+                        sums[key] = sums.get(key, 0.0) + _capped(float(protocol(_finite(image), gt)))
+            if pictures is not None and index < part.pictures:
+                strip = [image for image in (lq, shown[" backbone"], shown[""], gt) if image is not None]
+                save_strip(pictures / f"{index:02d}_{Path(sample['name']).stem}.png", [_finite(image) for image in strip])
+    finally:
+        objective.train(was_training)
+    about = ", ".join(Path(root).name for root in part.gt) + f" ({len(data)} images)"
+    return [
+        {"name": name, "value": total / len(data), "protocol": protocol, "data": about}
+        for (name, protocol), total in sums.items()
+    ]
+
+
+def _finite(image: Tensor) -> Tensor:
+    """A diverged output is measured, and shown, as black where it is not a number: the curve must show it, not stop."""
+    return torch.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0)
+
+
+def _capped(value: float) -> float:
+    return min(value, 100.0)  # identical images have an infinite PSNR, and no mean
+
+
+def _accelerator(recipe: Recipe) -> Any:
+    """accelerate for the recipe's device and precision.
+
+    Raises:
+        RecipeError: the device is not there, or the batch cannot be divided among the processes.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    options = recipe.train
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(options.device, True):
+        raise recipe.refuse("train.device", f"train.device is {options.device}, which torch does not find here", "auto or cpu")
+    if PartialState._shared_state == {} or PartialState().num_processes == 1:
+        # accelerate keeps device and precision of the first run in this process; without this a second one would get them.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    precision = "no" if options.precision == "float32" else options.precision
+    on_cpu = options.device == "cpu" or (options.device == "auto" and not any(there.values()))
+    if on_cpu and precision == "fp16":
+        raise recipe.refuse("train.precision", "train.precision is fp16 on a CPU", "float32 or bf16, or a GPU")
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    pieces = accelerator.num_processes * options.accumulate
+    if options.batch_size % pieces:
+        raise recipe.refuse(
+            "train.batch_size", f"train.batch_size is {options.batch_size}",
+            f"a multiple of {pieces}: {accelerator.num_processes} processes times train.accumulate {options.accumulate}",
+        )
+    return accelerator
+
+
+def _resumed(recipe: Recipe, resume: str | Path) -> Checkpoint | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        RecipeError: it was made by another recipe.
+        OutputError: there is one and "never" was asked for.
+    """
+    folder = recipe.folder / "checkpoints"
+    if str(resume) == "never":
+        if folder.is_dir() and any(folder.glob("step_*")):
+            raise OutputError(f"{recipe.folder} holds a run", "a new folder", "set output=..., or resume it")
+        return None
+    saved = newest_checkpoint(folder) if str(resume) == "auto" else load_checkpoint(Path(resume))
+    if saved is None:
+        return None
+    changed = sorted(_differences(saved.recipe, recipe.to_dict()))
+    if changed:
+        shown = ", ".join(f"{key} ({old!r} then, {new!r} now)" for key, old, new in changed[:3])
+        raise recipe.refuse(
+            changed[0][0], f"The run in {recipe.folder} was started with another recipe: {shown}", "the same recipe to resume",
+            "set output=... for a new run",
+        )
+    return saved
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ and matter for what is trained."""
+    for name in sorted({*old, *new}):
+        key = f"{above}{name}"
+        before, now = old.get(name), new.get(name)
+        if key in FREE_KEYS or before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from _differences(before, now, f"{key}.")
+        else:
+            yield key, before, now
+
+
+def _load(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    from ..backbone.checkpoint import check_keys
+
+    check_keys(module.state_dict(), state, f"The checkpoint's {what}", type(module).__name__)
+    module.load_state_dict(dict(state), strict=True)
+
+
+def _split(batch: Mapping[str, Tensor], parts: int, device: torch.device, layout: torch.memory_format) -> list[dict[str, Tensor]]:
+    """The batch on its device, in equal parts."""
+
+    def moved(value: Tensor) -> Tensor:
+        value = value.to(device, non_blocking=True)
+        return value.contiguous(memory_format=layout) if value.ndim == 4 else value
+
+    pieces = {name: [moved(piece) for piece in value.chunk(parts)] for name, value in batch.items()}
+    return [{name: piece[number] for name, piece in pieces.items()} for number in range(parts)]
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for what the network draws itself."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
+    return (mixed ^ (mixed >> 31)) % 2**63
+
+
+def _not_finite(step: int, failures: list[list[str]], folder: Path) -> TrainingError:
+    files = list(dict.fromkeys(name for names in failures for name in names))
+    shown = ", ".join(files[:12]) + (f" and {len(files) - 12} more" if len(files) > 12 else "")
+    return TrainingError(
+        f"The loss was not finite in {len(failures)} steps in a row, up to step {step}; in their batches: {shown}",
+        "finite losses",
+        f"look at these files, lower train.learning_rate or use float32; the last checkpoints are in {folder / 'checkpoints'}",
+    )
+
+
+def _headline(recipe: Recipe, objective: Objective, data: ImageData, device: torch.device, start: int) -> str:
+    trained = sum(parameter.numel() for parameter in objective.parameters())
+    text = f"{recipe.name}: {recipe.objective}, {trained / 1e6:.2f} M parameters trained on {device}, "
+    text += f"{len(data.store.rows)} images, {recipe.train.steps} steps, in {recipe.folder}"
+    return text + (f"; resumed at step {start}" if start else "")
+
+
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Inside, the first Ctrl-C or SIGTERM is noted in the list that is given; a second one ends the step at once."""
+    noted: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield noted
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,279 @@
+"""RefineWrapper: a refiner, and optionally a quality head, around a frozen restoration network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone, check_image, load_backbone
+from .errors import CheckpointError, RefineWrapError
+from .refiner import DEFAULT_PRESET, ORNet, Strength, build_refiner
+
+if TYPE_CHECKING:
+    from .images import Picture
+
+
+class RefineWrapper(nn.Module):
+    """A restoration network with a small refinement net behind it.
+
+    The backbone's weights stay as published: it is frozen, and stays in evaluation mode under `.train()`, its norm
+    statistics too (`freeze(False)` lets it train). An untrained wrapper returns exactly what the backbone returns.
+
+    Args:
+        backbone: a `Backbone`, or any restoration network as an `nn.Module` (it is made a `Backbone`).
+        refiner: a preset ("ornet-lite", "ornet-small", "ornet"), the options of `ORNet`, or a module that is called as
+            `refiner(image, strength, quality)` and returns an image of the same shape.
+        quality_head: a module that steers the backbone's tapped features by the wanted quality, or None.
+        strength: what `strength=None` means, in [0, 1].
+
+    Raises:
+        RefineWrapError: the backbone cannot be run, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        refiner: str | Mapping[str, Any] | nn.Module = DEFAULT_PRESET,
+        quality_head: nn.Module | None = None,
+        strength: float = 0.3,
+    ) -> None:
+        super().__init__()
+        if not 0 <= strength <= 1:
+            raise RefineWrapError(f"strength is {strength}", "a number in [0, 1]")
+        self.backbone = load_backbone(backbone)
+        self.refiner = build_refiner(refiner).to(self.backbone.device)
+        self.quality_head = quality_head
+        self.strength = strength
+        self._disabled = False
+        self.frozen = False
+        self.freeze()
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Freeze the backbone (gradients and norm statistics), or let it train."""
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> RefineWrapper:
+        """Training mode for what is trained: a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, lq: Tensor, strength: Strength | None = None, quality: Strength | None = None) -> Tensor:
+        """Restore and refine.
+
+        Args:
+            lq: (B, 3, H, W), RGB in [0, 1], any size from 1x1 up.
+            strength: in [0, 1]; a number, a (B,) tensor or a (B, 1, H * scale, W * scale) map: 0 keeps fidelity, 1 asks for
+                the most perceptual detail. None is the adapter's own default.
+            quality: the wanted quality in [0, 1], for a wrapper with a quality head.
+
+        Returns:
+            (B, 3, H * scale, W * scale), not clamped.
+
+        Raises:
+            ImageError: the image or the strength has another shape or type.
+            RefineWrapError: quality is asked of a wrapper without a quality head.
+        """
+        if quality is not None and self.quality_head is None:
+            raise RefineWrapError("quality is given, but this wrapper has no quality head", "quality=None")
+        restored: Tensor = self.backbone(lq)
+        if self._disabled:
+            return restored
+        refined: Tensor = self.refiner(restored, self.strength if strength is None else strength, quality)
+        return refined
+
+    @contextmanager
+    def disabled(self) -> Iterator[RefineWrapper]:
+        """Inside, the wrapper is its backbone: nothing that was added takes part."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield self
+        finally:
+            self._disabled = before
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that take gradients: the refiner's and the head's, and the backbone's unless it is frozen."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    @property
+    def scale(self) -> int:
+        """Output pixels of a side for each input pixel."""
+        return self.backbone.spec.scale
+
+    @property
+    def exact_tiles(self) -> bool:
+        """Whether tiles with a wide enough halo equal the whole image, for the backbone and the refiner together."""
+        return self.backbone.spec.tiling == "exact" and bool(getattr(self.refiner, "exact_tiles", False))
+
+    @property
+    def tile_grid(self) -> int:
+        """Input pixels that a tile's corner must be a multiple of, so that strides keep the phase they have in the whole."""
+        refiner_grid = getattr(self.refiner, "multiple_of", 1)
+        # The refiner's grid is in output pixels; this is the smallest input step that scales to a multiple of it.
+        step = refiner_grid // math.gcd(refiner_grid, self.scale)
+        return math.lcm(self.backbone.spec.multiple_of, step)
+
+    def summary(self, height: int = 256, width: int = 256) -> dict[str, Any]:
+        """Parameters, their trainable share, and multiply-adds for an input of (height, width).
+
+        1 MAC is one multiply-add of a convolution, linear layer or matrix product.
+        """
+        from .tiling import trace_layers
+
+        def count(module: nn.Module | None) -> int:
+            return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+        total, trainable = count(self), sum(p.numel() for p in self.trainable_parameters())
+        device = self.backbone.device
+        backbone = trace_layers(self.backbone, height, width, device=device, dtype=self.backbone.dtype)
+        refiner = trace_layers(self.refiner, height * self.scale, width * self.scale, device=device, dtype=self.backbone.dtype)
+        return {
+            "input": [height, width],
+            "parameters": {
+                "backbone": count(self.backbone), "refiner": count(self.refiner), "quality_head": count(self.quality_head),
+                "total": total, "trainable": trainable,
+            },
+            "trainable_share": trainable / total if total else 0.0,
+            "macs": {"backbone": backbone.macs, "refiner": refiner.macs},
+        }
+
+    def restore(
+        self,
+        image: str | Path | Picture | Tensor,
+        output: str | Path | None = None,
+        **options: Any,
+    ) -> Any:
+        """The whole way of an image: read, tile, restore, refine, clamp, write. See `refine_wrap.restore.restore`."""
+        from .restore import restore
+
+        return restore(self, image, output, **options)
+
+    def save_pretrained(self, folder: str | Path, **about: Any) -> Path:
+        """Write an adapter folder: `adapter.safetensors` (only what we added), `adapter.json`, `README.md`.
+
+        Args:
+            folder: made if it is missing; an adapter that is there is replaced as a whole.
+            about: `recipe`, `scorers`, `metrics`, `data`, `licence` as in `refine_wrap.hub.Adapter`.
+
+        Raises:
+            OutputError: the folder cannot be written; an adapter that was there is intact.
+        """
+        from .hub import Adapter, save_adapter
+
+        if not isinstance(self.refiner, ORNet):
+            raise RefineWrapError(
+                f"The refiner is a {type(self.refiner).__name__}", "an ORNet, which can be built again from its options",
+                "save its state dict yourself and pass the module to RefineWrapper",
+            )
+        added = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
+        for name, value in added.items():
+            if not bool(torch.isfinite(value).all()):
+                raise CheckpointError(f"{name} holds values that are not finite", "finite weights", "do not save a broken run")
+        adapter = Adapter(
+            kind="refiner",
+            config={"refiner": self.refiner.config()},
+            tensors={name: value.detach().to("cpu").contiguous() for name, value in added.items()},
+            backbone={
+                "source": self.backbone.source,
+                "family": self.backbone.spec.family,
+                "scale": self.scale,
+                "structure": self.backbone.structure_hash(),
+                "weights": self.backbone.weights_hash(),
+            },
+            strength=self.strength,
+            **about,
+        )
+        save_adapter(Path(folder), adapter)
+        return Path(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        backbone: Any = None,
+        revision: str | None = None,
+        allow_other_weights: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> RefineWrapper:
+        """Load an adapter folder, local or `org/name` on the Hub, onto its backbone.
+
+        Args:
+            source: the folder, or the Hub repository.
+            backbone: what `load_backbone` takes. None: the one that the adapter names, if it came from the Hub or with
+                this package.
+            revision: branch, tag or commit on the Hub.
+            allow_other_weights: accept a backbone of the same structure with other weights.
+            device: where to put it.
+
+        Raises:
+            CheckpointError: the folder is no adapter, is broken, or does not fit.
+            MismatchError: the backbone is another one.
+            HubError: the repository cannot be had.
+        """
+        from .hub import load_adapter, resolve
+
+        folder = resolve(source, revision)
+        adapter = load_adapter(folder)
+        if adapter.kind != "refiner" or adapter.backbone is None:
+            raise CheckpointError(f"{folder} is of kind {adapter.kind}", "an adapter for a backbone, of kind refiner")
+        if backbone is None:
+            backbone = _own_backbone(folder, adapter.backbone)
+        body = load_backbone(backbone, device=device)
+        body.check_fingerprint(adapter.backbone, allow_other_weights=allow_other_weights)
+        wrapper = cls(body, refiner=adapter.config["refiner"], strength=adapter.strength)
+        wrapper._load_added(adapter.tensors, str(folder))
+        return wrapper.eval()
+
+    def _load_added(self, tensors: Mapping[str, Tensor], what: str) -> None:
+        from .backbone.checkpoint import check_keys
+
+        wanted = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
+        check_keys(wanted, tensors, what, "the refiner")
+        self.refiner.load_state_dict({name.removeprefix("refiner."): value for name, value in tensors.items()}, strict=True)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None, **about: Any) -> str:
+        """Save the adapter and upload its files to the Hub; returns the address.
+
+        Args:
+            repo_id: `org/name`.
+            private: for a repository that is made by this.
+            revision: branch to push to.
+            about: as for `save_pretrained`.
+
+        Raises:
+            HubError: no network, no rights, no such organisation.
+        """
+        from tempfile import TemporaryDirectory
+
+        from .hub import push_folder
+
+        with TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / "adapter", **about)
+            return push_folder(folder, repo_id, private=private, revision=revision)
+
+
+def _own_backbone(folder: Path, record: Mapping[str, Any]) -> Any:
+    """What an adapter says its backbone is, where that can be had without asking."""
+    tuned = folder / "backbone.safetensors"
+    if tuned.is_file():
+        return tuned
+    source = record.get("source") or {}
+    weights = str(source.get("weights", ""))
+    if weights.startswith(("hf://", "shipped:")):
+        return {key: source[key] for key in ("arch", "options", "weights", "spec") if source.get(key)}
+    named = f"{record.get('family')} ({weights})" if weights else f"{record.get('family')}"
+    raise CheckpointError(
+        f"The adapter {folder} was made for {named}, a local file that does not come with it", "that backbone",
+        "pass backbone=load_backbone(...), or --backbone on the command line",
+    )

@@ -1,0 +1,236 @@
+"""The behaviour table: (backbone, refiner) x what the wrapper promises.
+
+A new family costs one row in `networks.FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from networks import FAMILIES, UNKNOWN, backbone, family_backbone
+from torch import nn
+
+from refine_wrap import Backbone, RefineWrapError, RefineWrapper
+from refine_wrap.errors import CheckpointError, ImageError, MismatchError
+
+TINY = {"preset": "ornet-lite", "width": 4}
+REFINERS = {"lite": TINY, "ornet": {"preset": "ornet", "width": 4}}
+SIZES = [(1, 1), (1, 7), (17, 23), (32, 24)]
+NAMES = [*FAMILIES, *UNKNOWN]
+
+
+@pytest.fixture(params=NAMES)
+def body(request: pytest.FixtureRequest) -> Backbone:
+    return backbone(request.param)
+
+
+def train_a_little(wrapper: RefineWrapper) -> None:
+    """Move the refiner away from the identity by real steps."""
+    wrapper.train()
+    optimiser = torch.optim.SGD(wrapper.trainable_parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        x = torch.rand(2, 3, 16, 16)
+        (wrapper(x) - torch.rand(2, 3, 16 * wrapper.scale, 16 * wrapper.scale)).square().mean().backward()
+        optimiser.step()
+    wrapper.eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declaration_is_what_the_network_does(name: str) -> None:
+    body = backbone(name)
+    expected = FAMILIES[name][2] if name in FAMILIES else UNKNOWN[name][1]
+    assert {key: getattr(body.spec, key) for key in expected} == expected
+    assert bool(body.assumed) == (name in UNKNOWN)
+    if body.spec.tap is not None:
+        assert isinstance(dict(body.module.named_modules())[body.spec.tap], nn.Module)
+    spec = body.spec
+    side = max(spec.minimum, spec.multiple_of)
+    for sides in ((side, side), (side, side + spec.multiple_of), (side + 2 * spec.multiple_of, side + 3 * spec.multiple_of)):
+        with torch.no_grad():
+            y = body.module(torch.rand(1, spec.channels, *sides))
+        assert y.shape == (1, spec.channels, sides[0] * spec.scale, sides[1] * spec.scale), "as declared, without our padding"
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_has_a_tap_that_sees_features(name: str) -> None:
+    body = family_backbone(name)
+    assert body.spec.tap is not None
+    seen: list[torch.Tensor] = []
+    handle = dict(body.module.named_modules())[body.spec.tap].register_forward_hook(lambda m, i, o: seen.append(o))
+    with torch.no_grad():
+        body(torch.rand(1, 3, 64, 64))
+    handle.remove()
+    assert seen[0].ndim == 4 and seen[0].shape[1] >= 8 - 4 * (name == "NAFNet"), "a feature map, not the image"
+
+
+@pytest.mark.parametrize("refiner", list(REFINERS))
+def test_untrained_is_the_backbone_bit_for_bit(body: Backbone, refiner: str) -> None:
+    wrapper = RefineWrapper(body, refiner=REFINERS[refiner]).eval()
+    for height, width in SIZES:
+        x = torch.rand(2, 3, height, width)
+        with torch.no_grad():
+            expected = body(x)
+            assert expected.shape == (2, 3, height * body.spec.scale, width * body.spec.scale)
+            for strength in (None, 0.0, 1.0, torch.rand(2), torch.rand(2, 1, *expected.shape[-2:])):
+                assert torch.equal(wrapper(x, strength), expected)
+
+
+def test_autocast_keeps_the_promise(body: Backbone) -> None:
+    wrapper = RefineWrapper(body, refiner=TINY).eval()
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, got = body(x), wrapper(x)
+    assert got.dtype == expected.dtype and torch.equal(got, expected)
+
+
+def test_each_image_of_a_batch_is_as_it_is_alone(body: Backbone) -> None:
+    wrapper = RefineWrapper(body, refiner=TINY)
+    train_a_little(wrapper)
+    x = torch.rand(3, 3, 17, 23)
+    with torch.no_grad():
+        whole, alone = wrapper(x), torch.cat([wrapper(x[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(whole, alone, atol=2e-5, rtol=1e-4)
+
+
+def test_only_the_refiner_trains_and_the_backbone_stays_as_it_was(body: Backbone) -> None:
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    wrapper = RefineWrapper(body, refiner=TINY)
+    x = torch.rand(1, 3, 20, 20)
+    with torch.no_grad():
+        untouched = wrapper(x)
+    train_a_little(wrapper)
+    assert {id(p) for p in wrapper.trainable_parameters()} == {id(p) for p in wrapper.refiner.parameters()}
+    for name, value in body.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} changed (norm statistics count)"
+    assert all(p.grad is None for p in body.parameters())
+    with torch.no_grad():
+        assert not torch.equal(wrapper(x), untouched), "training changed nothing"
+        with wrapper.disabled():
+            assert torch.equal(wrapper(x), untouched)
+        assert not torch.equal(wrapper(x), untouched)
+
+
+def test_save_and_load_give_the_same_output_and_only_what_we_added(body: Backbone, tmp_path) -> None:  # noqa: ANN001
+    from safetensors.torch import load_file
+
+    wrapper = RefineWrapper(body, refiner=TINY, strength=0.6)
+    train_a_little(wrapper)
+    wrapper.save_pretrained(tmp_path / "adapter")
+    stored = load_file(tmp_path / "adapter" / "adapter.safetensors")
+    assert set(stored) == {f"refiner.{name}" for name in wrapper.refiner.state_dict()}
+    again = RefineWrapper.from_pretrained(tmp_path / "adapter", backbone=copy.deepcopy(body))
+    x = torch.rand(1, 3, 19, 21)
+    with torch.no_grad():
+        assert torch.equal(again(x), wrapper(x)), "the default strength is part of the adapter"
+
+
+def test_deepcopy_is_independent(body: Backbone) -> None:
+    wrapper = RefineWrapper(body, refiner=TINY)
+    twin = copy.deepcopy(wrapper)
+    train_a_little(twin)
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(wrapper(x), wrapper.backbone(x))
+        assert not torch.equal(twin(x), wrapper(x))
+
+
+def test_config_and_spec_pickle(body: Backbone) -> None:
+    wrapper = RefineWrapper(body, refiner=TINY)
+    assert pickle.loads(pickle.dumps((wrapper.refiner.config(), body.spec, body.source))) == (wrapper.refiner.config(), body.spec, body.source)
+
+
+def test_summary_counts(body: Backbone) -> None:
+    wrapper = RefineWrapper(body, refiner=TINY)
+    summary = wrapper.summary(64, 64)
+    refiner = sum(p.numel() for p in wrapper.refiner.parameters())
+    assert summary["parameters"]["trainable"] == summary["parameters"]["refiner"] == refiner
+    assert summary["parameters"]["total"] == refiner + sum(p.numel() for p in body.parameters())
+    assert summary["macs"]["refiner"] > 0
+
+
+def test_half_types(body: Backbone) -> None:
+    wrapper = RefineWrapper(copy.deepcopy(body), refiner=TINY)
+    low = wrapper.bfloat16()
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        y = low(x.bfloat16())
+        assert y.dtype == torch.bfloat16 and torch.isfinite(y).all()
+        assert low(x).dtype == torch.float32, "the image keeps its type"
+    if not body.spec.half_ok and list(body.parameters()):
+        with pytest.raises(RefineWrapError, match="float16"):
+            wrapper.half()(x.half())
+
+
+@pytest.mark.parametrize("name", ["NAFNet", "SRVGG x4", "stride 4"])
+def test_compiled_equals_compiled_backbone(name: str) -> None:
+    body = backbone(name)
+    wrapper = RefineWrapper(body, refiner=TINY).eval()
+    x = torch.rand(1, 3, 24, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(wrapper)(x), torch.compile(body)(x), atol=1e-4, rtol=0)
+
+
+def test_freeze_off_lets_the_backbone_train() -> None:
+    wrapper = RefineWrapper(backbone("stride 4"), refiner=TINY)
+    wrapper.freeze(False)
+    wrapper.train()
+    assert wrapper.backbone.module.norm.training
+    assert len(wrapper.trainable_parameters()) == len(list(wrapper.parameters()))
+    wrapper.freeze()
+    assert not wrapper.backbone.module.norm.training
+
+
+def test_another_backbone_is_refused_in_one_sentence(tmp_path) -> None:  # noqa: ANN001
+    RefineWrapper(backbone("NAFNet"), refiner=TINY).save_pretrained(tmp_path / "a")
+    with pytest.raises(MismatchError) as refused:
+        RefineWrapper.from_pretrained(tmp_path / "a", backbone=backbone("DnCNN"))
+    first = str(refused.value).splitlines()[0]
+    assert "NAFNet" in first and "DnCNN" in first
+    other = backbone("NAFNet")
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(MismatchError, match="weights"):
+        RefineWrapper.from_pretrained(tmp_path / "a", backbone=other)
+    RefineWrapper.from_pretrained(tmp_path / "a", backbone=other, allow_other_weights=True)
+
+
+def test_an_adapter_with_missing_keys_is_refused(tmp_path) -> None:  # noqa: ANN001
+    from refine_wrap.hub import load_adapter, save_adapter
+
+    body = backbone("NAFNet")
+    RefineWrapper(body, refiner=TINY).save_pretrained(tmp_path / "a")
+    adapter = load_adapter(tmp_path / "a")
+    del adapter.tensors["refiner.ending.bias"]
+    save_adapter(tmp_path / "b", adapter)
+    with pytest.raises(CheckpointError, match=r"missing \(refiner\.ending\.bias\)"):
+        RefineWrapper.from_pretrained(tmp_path / "b", backbone=body)
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (torch.rand(3, 8, 8), "shape"),
+        (torch.rand(1, 4, 8, 8), "shape"),
+        (torch.rand(1, 3, 0, 8), "at least one pixel"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "255"),
+        ([[1.0]], "tensor"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: object, says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        RefineWrapper(backbone("DnCNN"), refiner=TINY)(image)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), torch.rand(3), torch.rand(1, 1, 4, 4), torch.tensor([2.0])])
+def test_a_wrong_strength_is_refused(strength: object) -> None:
+    with pytest.raises(ImageError, match="strength"):
+        RefineWrapper(backbone("DnCNN"), refiner=TINY)(torch.rand(1, 3, 8, 8), strength)
+
+
+def test_quality_without_a_head_is_refused() -> None:
+    with pytest.raises(RefineWrapError, match="quality"):
+        RefineWrapper(backbone("DnCNN"), refiner=TINY)(torch.rand(1, 3, 8, 8), quality=0.9)
