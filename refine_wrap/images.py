@@ -234,7 +234,8 @@ def _with_bits(values: Array, bits: int) -> Array:
     return out
 
 
-def _bands(height: int, width: int, pixels: int = _BAND_PIXELS) -> Iterator[slice]:
+def _bands(height: int, width: int, limit: int | None = None) -> Iterator[slice]:
+    pixels = _BAND_PIXELS if limit is None else min(_BAND_PIXELS, limit)
     step = max(1, pixels // max(1, width))
     for top in range(0, height, step):
         yield slice(top, min(top + step, height))
@@ -406,14 +407,12 @@ _bomb_lock = threading.Lock()
 
 
 @contextmanager
-def _no_pillow_limit(lift: bool = True) -> Iterator[None]:
-    """Pillow's decompression bomb limit, a global, set aside while one large file is read (`MAX_PIXELS` holds).
+def _no_pillow_limit() -> Iterator[None]:
+    """Pillow's decompression bomb limit, a global, set aside while one file is read (`MAX_PIXELS` holds).
 
-    Pillow's PNG and JPEG classes do not look at it when they are used directly; TIFF does.
+    Pillow's PNG and JPEG classes do not look at it when they are used directly; TIFF does. One thread at a time, since
+    a thread that looked at the limit while another has set it aside would not know what it is.
     """
-    if not lift:
-        yield
-        return
     from PIL import Image
 
     with _bomb_lock:
@@ -579,8 +578,7 @@ def _pil_arrays(image: PILImage.Image, what: object) -> tuple[Array, Array | Non
     width, height = image.size
     pixels = np.empty((height, width, 1 if mode.startswith("L") else 3), np.uint8)
     alpha = np.empty((height, width), np.uint8) if len(mode) in (2, 4) else None
-    limit = Image.MAX_IMAGE_PIXELS or _BAND_PIXELS  # `crop` obeys it too
-    for rows in _bands(height, width, min(_BAND_PIXELS, limit)):
+    for rows in _bands(height, width, Image.MAX_IMAGE_PIXELS):  # `crop` obeys that limit too
         band = image.crop((0, rows.start, width, rows.stop))
         values = np.asarray(band if band.mode == mode else band.convert(mode)).reshape(*band.size[::-1], -1)
         pixels[rows] = values[..., : pixels.shape[2]]
@@ -720,9 +718,7 @@ def _decode_tiff_cv2(path: Path, page: TiffPage) -> Array:
 def _decode_tiff_pillow(path: Path, page: TiffPage) -> tuple[Array, Array | None]:
     from PIL import Image, TiffImagePlugin
 
-    limit = Image.MAX_IMAGE_PIXELS
-    large = limit is not None and page.imagewidth * page.imagelength > limit
-    with _no_pillow_limit(large), open(path, "rb") as file, TiffImagePlugin.TiffImageFile(file) as image:
+    with _no_pillow_limit(), open(path, "rb") as file, TiffImagePlugin.TiffImageFile(file) as image:
         orientation = image.tag_v2.get(_ORIENTATION, 1)
         image.load()
         back = {

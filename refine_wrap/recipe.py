@@ -2,9 +2,11 @@
 
     Recipe.load("nafnet_denoise", ["train.steps=1000", "data.train.gt=[~/photos]"])
 
-Every refusal names the file and line (or the override), the key, and what was expected. Numbers and booleans follow YAML
-1.2: `1e-4` is a number, `no` and `off` are words.
+Every refusal names the file and line (or the override), the key, and what was expected. Numbers and booleans follow
+YAML 1.2: `1e-4` is a number, `no` and `off` are words.
 """
+
+# ruff: noqa: RUF012 (pydantic copies default values)
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,7 +53,7 @@ class BackboneChoice(Section):
     """The restoration network that is wrapped or trained."""
 
     arch: str | None = None
-    """An architecture's name (BasicSR's registry or spandrel), or package.module:Class; null: read it from the weights."""
+    """Name of an architecture (BasicSR's registry or spandrel), or package.module:Class; null: the weights tell."""
     options: dict[str, Any] = {}
     """The architecture's constructor arguments."""
     weights: Annotated[str, Field(min_length=1), AfterValidator(_at_home)] | None = None
@@ -73,7 +76,7 @@ class RefinerChoice(Section):
     options: dict[str, Any] = {}
     """Constructor arguments of ORNet, in place of those of the preset."""
     train_size: Annotated[int, Field(ge=16)] | None = None
-    """Pool over windows of this side, in pixels, at every image size; null: over the whole image, as the official code."""
+    """Pool over windows of this side in pixels, at every image size; null: over the whole image, as officially."""
 
 
 class StrengthChoice(Section):
@@ -91,7 +94,7 @@ class TrainFolders(Section):
     gt: Folders
     """Folders of ground truth, searched with their subfolders."""
     lq: Folders | None = None
-    """Folders of low quality, one for each of gt, paired by file name; null: made from the ground truth by degradation."""
+    """Folders of low quality, one for each of gt, paired by file name; null: made by data.degradation."""
     gt_pattern: str | None = None
     """How a ground-truth file's name is made of the common name, such as "{name}_mean"; null: it is the common name."""
     lq_pattern: str | None = None
@@ -149,7 +152,7 @@ class TrainChoice(Section):
     steps: Annotated[int, Field(ge=1, le=100_000_000)]
     """Optimiser steps of the whole run."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
-    """Samples of one optimiser step, over all processes and accumulated parts: the run does not depend on their number."""
+    """Samples of one optimiser step, over all processes and accumulated parts: a run does not depend on these."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
     """Parts that a step's samples are worked through in, to save memory."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
@@ -246,7 +249,9 @@ class Recipe(Section):
         _check_folders(self.data)
         if self.data.degradation is not None and self.data.crop % self.data.degradation.scale:
             scale = self.data.degradation.scale
-            raise _cross("data.crop", f"data.crop is {self.data.crop}", f"a multiple of data.degradation.scale, {scale}")
+            raise _cross(
+                "data.crop", f"data.crop is {self.data.crop}", f"a multiple of data.degradation.scale, {scale}"
+            )
         if self.train.batch_size % self.train.accumulate:
             raise _cross(
                 "train.accumulate",
@@ -254,7 +259,9 @@ class Recipe(Section):
                 f"a divisor of train.batch_size, {self.train.batch_size}",
             )
         if not self.losses.weights():
-            raise _cross("losses", "no loss has a weight above 0", "at least one of " + ", ".join(LossChoice.model_fields))
+            raise _cross(
+                "losses", "no loss has a weight above 0", "at least one of " + ", ".join(LossChoice.model_fields)
+            )
         return self
 
     @classmethod
@@ -267,8 +274,8 @@ class Recipe(Section):
             overrides: `key=value` with dotted keys, the values in YAML: `train.steps=100`, `data.train.gt=[a, b]`.
 
         Raises:
-            RecipeError: no such recipe, not YAML, unknown or repeated keys, values of the wrong type or out of range. It
-                names file and line, or the override.
+            RecipeError: no such recipe, not YAML, unknown or repeated keys, values of the wrong type or out of range.
+                It names file and line, or the override.
         """
         path = recipe_path(source)
         try:
@@ -331,7 +338,9 @@ def _check_folders(data: DataChoice) -> None:
             raise _cross(f"{name}.lq", f"{name}.lq is not given, nor is data.degradation", "one of the two")
         if part.lq is not None and len(part.lq) != len(part.gt):
             raise _cross(
-                f"{name}.lq", f"{name} has {len(part.gt)} gt and {len(part.lq)} lq folders", "one lq folder for each of gt"
+                f"{name}.lq",
+                f"{name} has {len(part.gt)} gt and {len(part.lq)} lq folders",
+                "one lq folder for each of gt",
             )
         if part.lq is None and (part.gt_pattern or part.lq_pattern):
             raise _cross(f"{name}.gt_pattern", f"{name} has name patterns without lq folders", "patterns only with lq")
@@ -355,11 +364,11 @@ def recipe_schema() -> dict[str, Any]:
 
 @dataclass
 class Places:
-    """Where each key of a recipe was written."""
+    """Where each key of a recipe was written. Two recipes of the same values are equal wherever they were written."""
 
-    file: str = ""
-    lines: dict[Key, int] = field(default_factory=dict)
-    overrides: dict[Key, str] = field(default_factory=dict)
+    file: str = field(default="", compare=False)
+    lines: dict[Key, int] = field(default_factory=dict, compare=False)
+    overrides: dict[Key, str] = field(default_factory=dict, compare=False)
 
     def of(self, key: Key) -> str:
         """The place of a key or of its nearest parent that was written, as the beginning of a message."""
@@ -383,14 +392,14 @@ class Places:
 class _Loader(yaml.SafeLoader):
     """Scalars by YAML 1.2: no `yes`/`no` booleans, no octal or base-60 numbers, no dates; `1e-4` is a number."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's name)
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)", "-+.0123456789"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
@@ -398,9 +407,11 @@ _SCALARS: dict[str, Any] = {
     "tag:yaml.org,2002:null": lambda text: None,
     "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
     "tag:yaml.org,2002:int": int,
-    "tag:yaml.org,2002:float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan"))
-    if text[-1:].isdigit() or text.endswith(".")
-    else float(text.lower().replace(".", "")),
+    "tag:yaml.org,2002:float": lambda text: (
+        float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        if text[-1:].isdigit() or text.endswith(".")
+        else float(text.lower().replace(".", ""))
+    ),
     "tag:yaml.org,2002:str": str,
 }
 _MOST_NODES = 20_000
@@ -460,10 +471,12 @@ class _Builder:
             name = str(name_node.value)
             if name in seen:
                 raise RecipeError(
-                    f"{self.file}:{line}: {_dotted((*key, name))} is given twice", f"it once; the first is on line {seen[name]}"
+                    f"{self.file}:{line}: {_dotted((*key, name))} is given twice",
+                    f"it once; the first is on line {seen[name]}",
                 )
             seen[name] = line
-            self.lines[(*key, name)] = line
+            inner: Key = (*key, name)
+            self.lines[inner] = line
             yield name, value
 
 
@@ -501,7 +514,8 @@ def _dotted(key: Key) -> str:
 
 def _refusal(error: ValidationError, tree: Mapping[str, Any], places: Places) -> RecipeError:
     """The first error by line in full; the places of the others."""
-    found = sorted(error.errors(include_url=False), key=lambda e: places.order(_key_of(e)))
+    # A key that is missing is mostly one that was misspelt below: the misspelling says more.
+    found = sorted(error.errors(include_url=False), key=lambda e: (e["type"] == "missing", places.order(_key_of(e))))
     came, expected, next_step = _explain(found[0], tree, places)
     others = [places.of(_key_of(e)).rstrip(": ") or _dotted(_key_of(e)) for e in found[1:4]]
     if others:
@@ -531,27 +545,32 @@ def _explain(error: Any, tree: Mapping[str, Any], places: Places) -> tuple[str, 
     shown = "nothing (null)" if value is None else repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     hint = None
-    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
+    if kind == "bool_type" and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
         hint = f"write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}"
     return f"{place}{_dotted(key)} is {shown}", context.get("expected") if kind == "range" else _accepted(key), hint
 
 
 def _near(key: Key) -> tuple[str, str | None]:
     """What to say of an unknown key: the nearest of its neighbours, or the same word elsewhere."""
-    siblings = sorted(_node(key[:-1]).get("properties", {}))
-    close = difflib.get_close_matches(str(key[-1]), siblings, 1, cutoff=0.6)
+    siblings = list(_node(key[:-1]).get("properties", {}))
+    close = difflib.get_close_matches(str(key[-1]), siblings, 1, cutoff=0.5)
     listed = ", ".join(siblings) or "no keys here"
     if close:
         return _dotted((*key[:-1], close[0])), f"known here: {listed}" if len(listed) < 200 else None
     elsewhere = [path for path in _all_keys() if path[-1] == key[-1]]
     if elsewhere:
-        return _dotted(elsewhere[0]), None
+        return _dotted(min(elsewhere, key=len)), None
     return f"one of {listed}", None
+
+
+@lru_cache(maxsize=1)
+def _schema() -> dict[str, Any]:
+    return Recipe.model_json_schema()
 
 
 def _node(key: Key) -> dict[str, Any]:
     """The JSON schema of a key, references followed; {} where there is none."""
-    schema = Recipe.model_json_schema()
+    schema = _schema()
 
     def plain(node: dict[str, Any]) -> dict[str, Any]:
         while True:
@@ -592,11 +611,12 @@ def _words(node: Mapping[str, Any]) -> str:
     if kind == "object":
         known = ", ".join(node.get("properties", {}))
         return f"keys and values{f' ({known})' if known else ''}"
-    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}.get(kind, kind)
+    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+    words = names.get(kind, kind)
     if "pattern" in node:
         words += f" that matches {node['pattern']}"
     bounds = [
-        f"{word} {node[name]:g}"
+        f"{word} {node[name]}"
         for name, word in (
             ("minimum", "at least"),
             ("exclusiveMinimum", "above"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import ImageError, RefineWrapError
+from .errors import CheckpointError, ImageError, RefineWrapError
 from .naf import NAFBlock, pad_to_multiple
 
 Strength = float | Tensor
@@ -150,6 +151,39 @@ class ORNet(nn.Module):
         if self.unshuffle > 1:
             x = F.pixel_shuffle(x, self.unshuffle)
         return image + x[..., :height, :width].to(image.dtype)
+
+
+def ornet_from_published(path: str | Path) -> ORNet:
+    """An ORNet with the weights of a published checkpoint, bare or under `params`, with or without `module.`.
+
+    Read weights-only: no code of the file is run. Width and blocks follow from the tensors.
+
+    Raises:
+        CheckpointError: the file cannot be read, or it is not an ORNet.
+    """
+    from .backbone.checkpoint import check_keys, read_checkpoint
+
+    state, _ = read_checkpoint(Path(path))
+    intro = state.get("intro.weight")
+    if intro is None or intro.ndim != 4 or intro.shape[1] != 4:
+        raise CheckpointError(
+            f"{path} is not an ORNet: " + ("it has no intro.weight" if intro is None else f"intro.weight is {tuple(intro.shape)}"),
+            "a checkpoint of the official ORNet, whose first convolution takes RGB and the strength",
+        )
+
+    def count(prefix: str) -> int:
+        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+    levels = count("encoders.")
+    refiner = ORNet(
+        width=intro.shape[0],
+        encoder_blocks=[count(f"encoders.{level}.") for level in range(levels)],
+        middle_blocks=count("middle_blks."),
+        decoder_blocks=[count(f"decoders.{level}.") for level in range(levels)],
+    )
+    check_keys(refiner.state_dict(), state, str(path), f"ORNet of width {refiner.width}")
+    refiner.load_state_dict(state)
+    return refiner
 
 
 def strength_plane(strength: Strength, image: Tensor) -> Tensor:

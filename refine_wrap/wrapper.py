@@ -209,7 +209,7 @@ class RefineWrapper(nn.Module):
         """Load an adapter folder, local or `org/name` on the Hub, onto its backbone.
 
         Args:
-            source: the folder, or the Hub repository.
+            source: the folder, the Hub repository, or `shipped:NAME` for one that comes with this package.
             backbone: what `load_backbone` takes. None: the one that the adapter names, if it came from the Hub or with
                 this package.
             revision: branch, tag or commit on the Hub.
@@ -225,12 +225,15 @@ class RefineWrapper(nn.Module):
 
         folder = resolve(source, revision)
         adapter = load_adapter(folder)
-        if adapter.kind != "refiner" or adapter.backbone is None:
+        if adapter.kind != "refiner":
             raise CheckpointError(f"{folder} is of kind {adapter.kind}", "an adapter for a backbone, of kind refiner")
         if backbone is None:
             backbone = _own_backbone(folder, adapter.backbone)
         body = load_backbone(backbone, device=device)
-        body.check_fingerprint(adapter.backbone, allow_other_weights=allow_other_weights)
+        if adapter.backbone is not None:  # a converted ORNet goes with any backbone
+            body.check_fingerprint(adapter.backbone, allow_other_weights=allow_other_weights)
+        if not isinstance(adapter.config.get("refiner"), Mapping):
+            raise CheckpointError(f"{folder}: the config has no refiner", "the options of ORNet under config.refiner")
         wrapper = cls(body, refiner=adapter.config["refiner"], strength=adapter.strength)
         wrapper._load_added(adapter.tensors, str(folder))
         return wrapper.eval()
@@ -263,8 +266,13 @@ class RefineWrapper(nn.Module):
             return push_folder(folder, repo_id, private=private, revision=revision)
 
 
-def _own_backbone(folder: Path, record: Mapping[str, Any]) -> Any:
+def _own_backbone(folder: Path, record: Mapping[str, Any] | None) -> Any:
     """What an adapter says its backbone is, where that can be had without asking."""
+    if record is None:
+        raise CheckpointError(
+            f"The adapter {folder} goes with any backbone and names none", "a backbone",
+            "pass backbone=load_backbone(...), or --backbone on the command line",
+        )
     tuned = folder / "backbone.safetensors"
     if tuned.is_file():
         return tuned

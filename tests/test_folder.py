@@ -78,7 +78,7 @@ def test_list_refuses(tmp_path):
 @given(count=st.integers(1, 9), items=st.lists(st.integers(), max_size=40))
 def test_shards_are_a_partition(count, items):
     parts = [shard(items, index, count) for index in range(count)]
-    assert sorted(sum(parts, [])) == sorted(items)
+    assert sorted(item for part in parts for item in part) == sorted(items)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -313,7 +313,7 @@ def test_errors_of_other_files_pass_through(tmp_path):
 
 def test_full_device(tmp_path):
     """/dev/full is a real file whose every write fails with ENOSPC."""
-    with pytest.raises(OutputError, match="x.png cannot be written: the disk is full\nNext: free some space"):  # noqa: SIM117
+    with pytest.raises(OutputError, match=r"x\.png cannot be written: the disk is full\nNext: free some space"):  # noqa: SIM117
         with atomic_path(tmp_path / "x.png") as temporary:
             temporary.symlink_to("/dev/full")
             temporary.write_bytes(b"x")
@@ -343,7 +343,7 @@ def test_full_disk(tmp_path):
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 def test_other_write_errors_have_a_sentence(tmp_path, number):
     with (
-        pytest.raises(OutputError, match="x.png cannot be written") as caught,
+        pytest.raises(OutputError, match=r"x\.png cannot be written") as caught,
         atomic_path(tmp_path / "x.png") as temporary,
     ):
         raise OSError(number, os.strerror(number), str(temporary))

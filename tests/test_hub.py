@@ -161,7 +161,10 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config as list": (change(config=[]), "config is []"),
     "metrics as text": (change(metrics=["31 dB"]), "metrics holds '31 dB'"),
     "no files": (lambda f: edit(f, lambda document: document.pop("files")), "files is None"),
-    "foreign file": (change(files={"../../x": {"bytes": 1, "sha256": ""}}), "files is {'../../x'"),
+    "foreign file": (
+        lambda f: edit(f, lambda document: document["files"].update({"../../x": {"bytes": 1, "sha256": ""}})),
+        "files is {'adapter.safetensors'",
+    ),
     "truncated tensors": (truncate, "adapter.safetensors is incomplete"),
     "tensors of another save": (exchange, "adapter.safetensors is not the one that adapter.json was saved with"),
     "no safetensors": (lambda f: with_tensors(f, b"text" * 50), "is no whole safetensors file"),
@@ -317,7 +320,7 @@ def test_a_persons_readme_is_kept_and_ours_is_renewed(saved: Path) -> None:
     assert (saved / "README.md").read_text() == "# Theirs\n"
 
 
-def test_no_place_of_this_machine_is_saved(tmp_path: Path) -> None:
+def test_no_place_of_this_machine_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "secret place" / "net.pth"
     weights.parent.mkdir()
     weights.write_bytes(b"weights")
@@ -347,6 +350,9 @@ def test_no_place_of_this_machine_is_saved(tmp_path: Path) -> None:
         "overrides": ["data.gt=b c", "d"],
         "hub": "hf://org/name/file@main",
     }
+    monkeypatch.chdir(tmp_path)
+    near = save_adapter(tmp_path / "near", an_adapter(backbone={"source": {"weights": "secret place/net.pth"}}))
+    assert load_adapter(near).backbone == {"source": found.backbone["source"]}
 
 
 # ------------------------------------------------------------------------------------- full disks, several processes
@@ -727,7 +733,7 @@ def test_from_a_real_hub_and_then_without_it(olah: Olah, tmp_path: Path) -> None
     refused(unreachable[6], "Nothing was pushed to org/new", f"{nowhere} cannot be reached")
 
 
-# ------------------------------------------------------------------------------------------------- a Hub that misbehaves
+# ------------------------------------------------------------------------------------------ a Hub that misbehaves
 
 
 @pytest.fixture

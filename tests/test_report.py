@@ -11,7 +11,7 @@ import os
 import re
 import select
 import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -256,7 +256,9 @@ def test_alpha_16_bit_and_grey(tmp_path: Path) -> None:
     rgba = np.dstack([photo(), np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(96, 0)])
     save(tmp_path / "x" / "alpha.png", rgba)
     save(tmp_path / "y" / "alpha.png", photo())
-    deep = (photo(seed=2).astype(np.uint16) * 257) + 100
+    # Off the 8-bit levels to both sides by less than half a step, 128 of 65535.
+    off = np.where(np.indices((96, 128)).sum(0) % 2, 120, -120)[..., None]
+    deep = (photo(seed=2).astype(int) * 257 + off).clip(0, 65535).astype(np.uint16)
     for folder in ("x", "y"):
         assert cv2.imwrite(str(tmp_path / folder / "deep.png"), deep)
         save(tmp_path / folder / "grey.png", photo()[..., 0])
@@ -266,7 +268,6 @@ def test_alpha_16_bit_and_grey(tmp_path: Path) -> None:
     assert np.array_equal(page.pixels(alpha["images"][0]["id"]), rgba)
     assert "Transparency is not measured" in page.text
     assert any("16 bits, shown in 8" in note for note in sixteen["notes"])
-    # 100 of 65535 is nearer to the lower 8-bit level.
     assert np.array_equal(page.pixels(sixteen["images"][0]["id"]), photo(seed=2)[..., ::-1])
     assert np.array_equal(page.pixels(grey["images"][0]["id"]), photo()[..., :1].repeat(3, 2))
 
@@ -277,7 +278,8 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = save(tmp_path / "x.png", photo(), exif=exif)
+    alpha = np.arange(96 * 128, dtype=np.uint16).reshape(96, 128, 1).astype(np.uint8)
+    turned = save(tmp_path / "x.png", np.dstack([photo(), alpha]), exif=exif)
     upright = ImageOps.exif_transpose(Image.open(turned))
     upright.save(tmp_path / "y.png", exif=Image.Exif())
     page = build(tmp_path, [turned, tmp_path / "y.png"], reference=tmp_path / "y.png")
@@ -329,11 +331,7 @@ def test_scale_suffix(tmp_path: Path) -> None:
 
 def test_single_files_and_a_file_with_folders(folders: Path) -> None:
     page = build(folders, [folders / "good" / "a.png", folders / "bad" / "b.png"])
-    assert (
-        page.names == ["a"]
-        and [source["label"] for source in page.sources] == ["good/a.png", "bad/b.png"]
-        or ([source["label"] for source in page.sources] == ["a.png", "b.png"])
-    )
+    assert page.names == ["a"] and [source["label"] for source in page.sources] == ["a.png", "b.png"]
     assert build(folders, [folders / "good" / "b.png", folders / "bad"]).names == ["b"]
 
 
@@ -489,6 +487,8 @@ def test_refusals_are_data_errors(folders: Path) -> None:
 # ---------------------------------------------------------------- in a real browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+FLAGS += ["--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 class Browser:
@@ -497,23 +497,19 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
-        # Above 9, so that neither is 3 or 4, which is where Chromium wants them.
-        own = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands, answers)]
+        # Well above 3 and 4, where Chromium wants them, so that neither overwrites the other.
+        own = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (commands, answers)]
         assert CHROMIUM
-        self._process = subprocess.Popen(
-            [
-                "sh",
-                "-c",
-                f'exec "$0" "$@" 3<&{own[0]} 4>&{own[1]}',
-                CHROMIUM,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-            ]
-            + ["--remote-debugging-pipe", "--no-first-run", "--disable-dev-shm-usage", f"--user-data-dir={profile}"],
-            pass_fds=own,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        self._pid = os.posix_spawn(
+            CHROMIUM,
+            [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, own[0], 3),
+                (os.POSIX_SPAWN_DUP2, own[1], 4),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ],
         )
         for fd in (commands, answers, *own):
             os.close(fd)
@@ -557,11 +553,12 @@ class Browser:
         self("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, path: Path) -> None:
-        self("Page.navigate", url="about:blank")
-        self.events.clear()
-        self("Page.navigate", url=path.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._message())
+        # By way of an empty page: to the browser, the same address with another #number is no navigation.
+        for url in ("about:blank", path.as_uri()):
+            self.events.clear()
+            self("Page.navigate", url=url)
+            while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+                self.events.append(self._message())
         # The page lays itself out once more when its size is first observed.
         self.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
@@ -605,8 +602,8 @@ class Browser:
         return [event["params"]["request"]["url"] for event in sent]
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
         os.close(self._read)
         os.close(self._write)
 
@@ -686,7 +683,7 @@ def test_browser_divider_by_mouse_and_keyboard(browser: Browser, page_path: Path
     assert browser.js(STATE)["picture"] == "1"
     browser.js("document.getElementById('handle').focus()")
     browser.key("ArrowRight")
-    browser.key("Home") if False else browser.key("PageUp")
+    browser.key("PageUp")
     state = browser.js(STATE)
     assert (state["picture"], state["split"]) == ("1", 37)
     handle = "document.getElementById('handle').getAttribute"
@@ -775,8 +772,10 @@ def test_browser_zoom_keeps_the_point_and_the_panes_together(browser: Browser, p
     under = """((x, y) => { const b = document.querySelector("#stage img").getBoundingClientRect();
         return [(x - b.left) / b.width, (y - b.top) / b.height]; })"""
     at = left + width * 0.4, top + height * 0.6
-    before = browser.js(f"{under}({at[0]}, {at[1]})")
     for _ in range(3):
+        browser.mouse("mouseWheel", left + width / 2, top + height / 2, deltaX=0, deltaY=-120)
+    before = browser.js(f"{under}({at[0]}, {at[1]})")
+    for _ in range(2):
         browser.mouse("mouseWheel", *at, deltaX=0, deltaY=-120)
     state = browser.js(STATE)
     assert state["zoom"].endswith("%") and len(set(state["stage"])) == 1
@@ -800,7 +799,7 @@ def test_browser_close_up_moves_together_and_comes_back(browser: Browser, page_p
     w, h, x, y = map(int, re.findall(r"(\d+) × (\d+) px at (\d+), (\d+)", home["where"])[0])
     assert x <= 300 and x + w >= 340 and y <= 200 and y + h >= 240
     browser.js("document.querySelector('#crops').scrollIntoView()")
-    left, top, width, height = browser.box("#crops .pane")
+    left, top, _, _ = browser.box("#crops .pane")
     browser.drag((left + 50, top + 50), (left + 90, top + 80))
     browser.mouse("mouseWheel", left + 50, top + 50, deltaX=0, deltaY=-120)
     moved = browser.js(STATE)

@@ -71,7 +71,7 @@ class Noise(Section):
     sigma: Annotated[list[float], Between(0, 200)] = [1.0, 25.0]
     """Standard deviation in 1/255, drawn evenly from [low, high]. For poisson-gaussian: that of mid-grey (0.5)."""
     shot: Annotated[list[float], Between(0, 1)] = [0.3, 0.9]
-    """poisson-gaussian: the share of shot noise in mid-grey's variance, drawn from [low, high]; the rest is read noise."""
+    """poisson-gaussian: share of shot noise in mid-grey's variance, drawn from [low, high]; the rest is read noise."""
     linear_light: bool = False
     """poisson-gaussian: add the noise to linear light (sRGB curve undone), as a sensor does, and curve it back."""
     correlation: Annotated[list[float], Between(0, 5)] = [0.0, 0.0]

@@ -39,7 +39,7 @@ def degrade(image: Array, settings: Degradation, rng: np.random.Generator) -> np
             f"An image of {image.shape[1]}x{image.shape[0]} pixels", f"sides that are multiples of {settings.scale}"
         )
     # Each part draws from its own stream, so that a change to one leaves the draws of the others as they were.
-    blur_rng, noise_rng, jpeg_rng = (np.random.default_rng(seed) for seed in rng.integers(0, 2**63, 3))
+    blur_rng, noise_rng, jpeg_rng = (np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 3))
     if settings.blur is not None and blur_rng.random() < settings.blur.probability:
         image = blur(image, settings.blur, blur_rng)
     if settings.scale > 1:
@@ -59,7 +59,7 @@ def to_8bit(image: Array) -> npt.NDArray[np.uint8]:
 
 def blur(image: Array, settings: Blur, rng: np.random.Generator) -> Array:
     """Gaussian blur with drawn sigmas and direction; the border is mirrored."""
-    first, second = rng.uniform(*settings.sigma, 2)
+    first, second = (_between(settings.sigma, rng) for _ in range(2))
     angle = rng.uniform(0.0, math.pi)
     if rng.random() >= settings.anisotropic:
         second = first
@@ -97,9 +97,9 @@ def downsample(image: Array, scale: int) -> Array:
 
 def add_noise(image: Array, settings: Noise, rng: np.random.Generator) -> Array:
     """Noise of a drawn strength; the result is not clamped."""
-    sigma = rng.uniform(*settings.sigma) / 255.0
-    shot = rng.uniform(*settings.shot)
-    correlation = rng.uniform(*settings.correlation)
+    sigma = _between(settings.sigma, rng) / 255.0
+    shot = _between(settings.shot, rng)
+    correlation = _between(settings.correlation, rng)
     gains = rng.uniform(1 - settings.channel_spread, 1 + settings.channel_spread, 3).astype(np.float32)
     channels = 1 if rng.random() < settings.grey else 3
     if sigma == 0:
@@ -128,6 +128,10 @@ def _sensor(
     light = np.clip(light, 0.0, 1.0)
     light = light if channels == 3 else light.mean(axis=2, keepdims=True)
     return read + (rng.poisson(light / gain) * gain - light).astype(np.float32)
+
+
+def _between(bounds: list[float], rng: np.random.Generator) -> float:
+    return float(rng.uniform(bounds[0], bounds[1]))
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -166,5 +170,5 @@ def compress(image: npt.NDArray[np.uint8], settings: Jpeg, rng: np.random.Genera
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]), flags)
     if not done:
         raise ImageError(f"OpenCV cannot encode a JPEG of {image.shape[1]}x{image.shape[0]} pixels")
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    return np.ascontiguousarray(decoded[:, :, ::-1]).astype(np.uint8, copy=False)
+    decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
+    return np.ascontiguousarray(decoded[:, :, ::-1])

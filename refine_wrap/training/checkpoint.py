@@ -1,10 +1,10 @@
 """Checkpoints of a run: a folder each, whole or not there, and the newest whole one for resuming.
 
-    checkpoints/step_00001000/
-        weights.safetensors      what is trained
-        average.safetensors      its exponential moving average (without averaging: absent)
-        optimizer.safetensors    the optimiser's tensors
-        state.json               step, recipe, the optimiser's numbers, SHA-256 of the files; written last
+checkpoints/step_00001000/
+    weights.safetensors      what is trained
+    average.safetensors      its exponential moving average (without averaging: absent)
+    optimizer.safetensors    the optimiser's tensors
+    state.json               step, recipe, the optimiser's numbers, SHA-256 of the files; written last
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             warnings.warn(f"{error.came}; the one before is taken", RuntimeWarning, stacklevel=2)
     if faults:
         raise CheckpointError(
-            f"No checkpoint in {folder} is whole: {'; '.join(faults[:2])}", "one whole checkpoint",
+            f"No checkpoint in {folder} is whole: {'; '.join(faults[:2])}",
+            "one whole checkpoint",
             "start again with another output folder, or remove this one",
         )
     return None

@@ -1,12 +1,12 @@
 """Training and validation images as torch Datasets.
 
 Every random draw (crop, flip, rotation, degradation, strength) comes from a generator seeded by (seed, epoch, sample
-index), so that workers, processes and resumption change nothing. A sample is asked for by that key: `data[epoch, index]`.
+index), so that workers, processes and resumption change nothing. A sample is asked for as `data[epoch, index]`.
 
-Decoding a photo of 10 MP takes some 200 ms, for a crop that takes one. So decoded images are kept in memory, as integers,
-up to `cache` GB, filled before training: worker processes that are forked share that memory. Where processes are spawned
-(macOS, Windows) the cache is not sent along, and each worker fills its own share of the limit as it goes. What does not
-fit is decoded for every sample.
+Decoding a photo of 10 MP takes some 200 ms, for a crop that takes one. So decoded images are kept in memory, as
+integers, up to `cache` GB, filled before training: worker processes that are forked share that memory. Where processes
+are spawned (macOS, Windows) the cache is not sent along, and each worker fills its own share of the limit as it goes.
+What does not fit is decoded for every sample.
 """
 
 from __future__ import annotations
@@ -157,14 +157,14 @@ class ImageData(Dataset[Sample]):
     Args:
         store: the decoded images.
         scale: ground-truth pixels of a side for each low-quality pixel.
-        crop: side of a sample in ground-truth pixels, a multiple of `scale`; None: the whole image, cut at the right and
-            below to a multiple of `scale`. An image smaller than `crop` is mirrored up to it.
+        crop: side of a sample in ground-truth pixels, a multiple of `scale`; None: the whole image, cut at the right
+            and below to a multiple of `scale`. An image smaller than `crop` is mirrored up to it.
         flips, rotations: whether samples are flipped and turned.
         strength: the range of the refiner's strength.
         samples_per_image: samples of each image in an epoch.
         seed: all chance follows from it.
-        fixed: for validation: the crop is the central one and at most the image, nothing is flipped, and the degradation has
-            a stream of its own.
+        fixed: for validation: the crop is the central one and at most the image, nothing is flipped, and the
+            degradation has a stream of its own.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class ImageData(Dataset[Sample]):
             except ImageError as error:  # its header was sound, its pixels are not: the next image takes its place
                 self.store.drop(row, error)
                 continue
-            strength = np.float32(rng.uniform(*self.strength))
+            strength = np.float32(rng.uniform(self.strength[0], self.strength[1]))
             return {"lq": lq, "gt": gt, "strength": torch.tensor(strength), "name": str(self.store.rows[row][0])}
         raise DataError("No training image can be read")
 
@@ -238,8 +238,8 @@ class ImageData(Dataset[Sample]):
         if small:
             names = ", ".join(map(str, small[:SHOWN]))
             warnings.warn(
-                f"{len(small)} of {len(gts)} images are smaller than the crop of {self.crop} pixels and are mirrored up to "
-                f"it: {names}{', ...' if len(small) > SHOWN else ''}",
+                f"{len(small)} of {len(gts)} images are smaller than the crop of {self.crop} pixels and are mirrored "
+                f"up to it: {names}{', ...' if len(small) > SHOWN else ''}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -291,7 +291,8 @@ class PairedData(ImageData):
                 wrong.append(f"{gt} ({sizes[0][1]}x{sizes[0][0]}) and {lq} ({sizes[1][1]}x{sizes[1][0]})")
         if wrong:
             raise DataError(
-                f"{len(wrong)} pairs are not of scale {scale}: {'; '.join(wrong[:SHOWN])}{'; ...' if len(wrong) > SHOWN else ''}",
+                f"{len(wrong)} pairs are not of scale {scale}: {'; '.join(wrong[:SHOWN])}"
+                + ("; ..." if len(wrong) > SHOWN else ""),
                 f"ground truth {scale} times as large as low quality" if scale > 1 else "both of one size",
             )
 
@@ -341,8 +342,12 @@ def training_data(recipe: Recipe, scale: int) -> ImageData:
     """
     data = recipe.data
     options = {
-        "crop": data.crop, "flips": data.flips, "rotations": data.rotations, "strength": recipe.strength.train,
-        "samples_per_image": data.samples_per_image, "seed": recipe.train.seed,
+        "crop": data.crop,
+        "flips": data.flips,
+        "rotations": data.rotations,
+        "strength": recipe.strength.train,
+        "samples_per_image": data.samples_per_image,
+        "seed": recipe.train.seed,
     }
     return _dataset(recipe, data.train, _rows(data.train), scale, options)
 
@@ -365,7 +370,8 @@ def _dataset(
     data: DataChoice = recipe.data
     if part.lq is None and data.degradation is not None and data.degradation.scale != scale:
         raise recipe.refuse(
-            "data.degradation.scale", f"data.degradation.scale is {data.degradation.scale}, the backbone's scale is {scale}",
+            "data.degradation.scale",
+            f"data.degradation.scale is {data.degradation.scale}, the backbone's scale is {scale}",
             f"data.degradation.scale: {scale}",
         )
     if data.crop % scale:
@@ -399,7 +405,9 @@ def step_keys(count: int, batch_size: int, seed: int, step: int) -> list[tuple[i
     Epochs are permutations of the samples, laid end to end; a batch may hold the end of one and the start of the next.
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
-    return [(position // count, int(_order(count, seed, position // count)[position % count])) for position in positions]
+    return [
+        (position // count, int(_order(count, seed, position // count)[position % count])) for position in positions
+    ]
 
 
 @lru_cache(maxsize=4)

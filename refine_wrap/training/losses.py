@@ -34,8 +34,8 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
 def fft(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of the real and imaginary parts of the 2-D spectrum (as in MIMO-UNet, Cho et al. 2021).
 
-    `rfft2` with norm "ortho": white noise of standard deviation s in the difference costs about 0.56 s at any image size,
-    so its weight means the same for every crop. (MIMO-UNet takes the unnormalised spectrum, sqrt(H * W) times larger.)
+    `rfft2` with norm "ortho": white noise of standard deviation s in the difference costs about 0.56 s at any image
+    size, so its weight means the same for every crop. (MIMO-UNet's spectrum is sqrt(H * W) times larger.)
     """
     difference = torch.fft.rfft2(output - target, norm="ortho")  # linear: one transform instead of two
     return torch.view_as_real(difference).abs().mean()
@@ -59,7 +59,8 @@ def weighted_losses(output: Tensor, target: Tensor, weights: Mapping[str, float]
     """
     if output.shape != target.shape or output.ndim != 4:
         raise RefineWrapError(
-            f"The loss got an output of {tuple(output.shape)} and a target of {tuple(target.shape)}", "one shape (B, 3, H, W)"
+            f"The loss got an output of {tuple(output.shape)} and a target of {tuple(target.shape)}",
+            "one shape (B, 3, H, W)",
         )
     unknown = sorted(set(weights) - set(LOSSES))
     if unknown or not weights:

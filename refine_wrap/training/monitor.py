@@ -22,7 +22,7 @@ METRICS, RECIPE, ABOUT = "metrics.jsonl", "recipe.yaml", "run.json"
 
 
 class Monitor:
-    """Progress on the terminal, and the run's folder. Processes other than the first have `active=False` and do nothing."""
+    """Progress on the terminal, and the run's metrics. Processes but the first have `active=False` and do nothing."""
 
     def __init__(self, folder: Path, steps: int, start: int, *, quiet: bool, active: bool = True) -> None:
         from rich.console import Console
@@ -36,8 +36,14 @@ class Monitor:
         self.since = time.perf_counter()
         self.live = self.console.is_terminal and not self.console.quiet
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(), console=self.console, disable=not self.live, transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.live,
+            transient=True,
         )
         self.task = self.progress.add_task("training", total=steps, completed=start, state="")
         if active:
@@ -52,7 +58,7 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """One line on the terminal."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, step: int, losses: Mapping[str, float], wait: float, rate: float, every: int) -> None:
         """After each step; `losses` is empty for a skipped one. Writes a line every `every` steps and at the end."""
@@ -68,8 +74,13 @@ class Monitor:
         done = max(self.count - self.skipped, 1)
         means = {name: value / done for name, value in self.sums.items()}
         line = {
-            "kind": "train", "step": step, "loss": sum(means.values()), "losses": means, "learning_rate": rate,
-            "seconds_per_step": seconds / self.count, "data_wait_share": min(self.wait / max(seconds, 1e-9), 1.0),
+            "kind": "train",
+            "step": step,
+            "loss": sum(means.values()),
+            "losses": means,
+            "learning_rate": rate,
+            "seconds_per_step": seconds / self.count,
+            "data_wait_share": min(self.wait / max(seconds, 1e-9), 1.0),
             "skipped": self.skipped,
         }
         self.write(line)
@@ -92,8 +103,14 @@ class Monitor:
         """One line of metrics.jsonl."""
         if not self.active:
             return
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.folder / METRICS
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be written: {error.strerror or error}", None, "make room, then resume"
+            ) from error
 
 
 def _trim(path: Path, step: int) -> None:

@@ -94,7 +94,7 @@ class RestoreObjective(Objective):
 
 
 class RefineObjective(Objective):
-    """Keep the backbone frozen and train the refiner toward the ground truth, at every strength of the recipe's range."""
+    """Keep the backbone frozen and train the refiner toward the ground truth, at all strengths of the recipe."""
 
     def __init__(self, wrapper: RefineWrapper, weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -172,7 +172,9 @@ def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: lis
     from .. import __version__
     from ..folder import atomic_path
 
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in backbone.published_state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().clone().contiguous() for name, value in backbone.published_state_dict().items()
+    }
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{name} holds values that are not finite", "finite weights", "do not keep this run")
@@ -180,7 +182,9 @@ def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: lis
     target = folder / "backbone" / f"{recipe.name}.safetensors"
     with atomic_path(target) as temporary:
         # Of a network that spandrel recognises by its keys nothing needs to be recorded.
-        save_file(tensors, temporary, {"format": "pt", **({BACKBONE_KEY: json.dumps(rebuild)} if "arch" in rebuild else {})})
+        save_file(
+            tensors, temporary, {"format": "pt", **({BACKBONE_KEY: json.dumps(rebuild)} if "arch" in rebuild else {})}
+        )
     about = {
         "format_version": 1,
         "file": target.name,

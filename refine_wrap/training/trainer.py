@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, OutputError, RecipeError, TrainingError
+from ..errors import OutputError, TrainingError
 from ..evaluation import Protocol
 from ..recipe import Recipe, TrainChoice
 from .checkpoint import Average, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -26,8 +26,20 @@ from .objectives import Objective, build_objective
 MOST_SKIPPED = 5
 """Steps in a row whose loss is not finite before the run stops."""
 FREE_KEYS = {
-    "description", "licence", "output", "validate_every", "save_every", "keep_checkpoints", "data.validation", "data.cache",
-    "data.sources", "train.accumulate", "train.workers", "train.threads", "train.device", "train.log_every",
+    "description",
+    "licence",
+    "output",
+    "validate_every",
+    "save_every",
+    "keep_checkpoints",
+    "data.validation",
+    "data.cache",
+    "data.sources",
+    "train.accumulate",
+    "train.workers",
+    "train.threads",
+    "train.device",
+    "train.log_every",
 }
 """What may change between a run and its resumption."""
 
@@ -37,8 +49,8 @@ def finetune(recipe: Recipe | str | Path, *, resume: str | Path = "auto", quiet:
 
     Args:
         recipe: a `Recipe`, or what `Recipe.load` takes.
-        resume: "auto": go on from the newest whole checkpoint of the run's folder, if there is one; "never": refuse a folder
-            that has checkpoints; or the path of one checkpoint of the same recipe.
+        resume: "auto": go on from the newest whole checkpoint of the run's folder, if there is one; "never": refuse a
+            folder that has checkpoints; or the path of one checkpoint of the same recipe.
         quiet: show nothing on the terminal.
 
     Returns:
@@ -69,7 +81,10 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
     # Everything that can be refused is refused before anything is written.
     accelerator = _accelerator(recipe)
     device, world, rank, first = (
-        accelerator.device, accelerator.num_processes, accelerator.process_index, accelerator.is_main_process,
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.process_index,
+        accelerator.is_main_process,
     )
     saved = _resumed(recipe, resume)
     start = saved.step if saved else 0
@@ -77,15 +92,19 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
     data = training_data(recipe, objective.backbone.spec.scale)
     validation = validation_data(recipe, objective.backbone.spec.scale)
     if recipe.objective == "refine" and recipe.backbone.weights is None:
-        warnings.warn("The backbone has no weights: the refiner is trained behind a random network", RuntimeWarning, stacklevel=3)
+        text = "The backbone has no weights: the refiner is trained behind a random network"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     # The order matters: weights before the optimiser, and both on their device before the saved state is put in.
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    objective.train().to(device, memory_format=layout)
+    objective.train().to(device)
+    objective.to(memory_format=layout)
     if saved:
         _load(objective.trained(), saved.weights, "weights")
     optimizer = torch.optim.AdamW(
-        objective.parameters(), options.learning_rate, betas=(options.betas[0], options.betas[1]),
+        objective.parameters(),
+        options.learning_rate,
+        betas=(options.betas[0], options.betas[1]),
         weight_decay=options.weight_decay,
     )
     average = Average(objective.trained(), options.ema)
@@ -98,10 +117,18 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
             accelerator.scaler.load_state_dict(saved.more["scaler"])
 
     if first:
-        open_run(folder, recipe.to_yaml(), {
-            "seed": options.seed, "device": str(device), "processes": world, "resumed_at": start or None,
-            "training_images": len(data.store.rows), "unreadable": sorted(map(str, data.store.unreadable)),
-        })
+        open_run(
+            folder,
+            recipe.to_yaml(),
+            {
+                "seed": options.seed,
+                "device": str(device),
+                "processes": world,
+                "resumed_at": start or None,
+                "training_images": len(data.store.rows),
+                "unreadable": sorted(map(str, data.store.unreadable)),
+            },
+        )
     accelerator.wait_for_everyone()
 
     def save(step: int) -> None:
@@ -110,7 +137,11 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
             save_checkpoint(
                 folder / "checkpoints",
                 Checkpoint(
-                    step, dict(objective.trained().state_dict()), average.values, optimizer.state_dict(), recipe.to_dict(),
+                    step,
+                    dict(objective.trained().state_dict()),
+                    average.values,
+                    optimizer.state_dict(),
+                    recipe.to_dict(),
                     {"averaged": average.count, "scaler": scaler},
                 ),
                 recipe.keep_checkpoints,
@@ -169,7 +200,8 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
             if validation is not None and (last or (done % recipe.validate_every == 0 and not stop)):
                 if first:
                     with average.applied():
-                        metrics = validate(objective, validation, device, recipe, folder / "pictures" / f"step_{done:08d}")
+                        pictures = folder / "pictures" / f"step_{done:08d}"
+                        metrics = validate(objective, validation, device, recipe, pictures)
                     monitor.write({"kind": "validation", "step": done, "metrics": metrics})
                     monitor.say(f"step {done}: " + ", ".join(f"{m['name']} {m['value']:.4f}" for m in metrics))
                 accelerator.wait_for_everyone()
@@ -196,7 +228,7 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
 
 
 def learning_rate(step: int, options: TrainChoice) -> float:
-    """The learning rate of a step, counted from 0: a function of the step alone, so that nothing needs to be resumed."""
+    """The learning rate of a step, counted from 0: of the step alone, so that there is nothing to resume."""
     warmup = min(options.warmup_steps, options.steps // 2)
     if step < warmup:
         return options.learning_rate * (step + 1) / (warmup + 1)
@@ -223,7 +255,7 @@ def validate(
     """
     part = recipe.data.validation
     assert part is not None  # there is validation data
-    # Pixels near the border of an upscaled image depend on what lies beyond it: super-resolution leaves `scale` of them out.
+    # As super-resolution is usually measured: pixels near the border depend on what lies beyond it.
     border = objective.backbone.spec.scale if objective.backbone.spec.scale > 1 else 0
     protocols = [Protocol("PSNR", border=border), Protocol("SSIM", border=border)]
     sums: dict[tuple[str, str], float] = {}
@@ -233,7 +265,11 @@ def validate(
         for index in range(len(data)):
             sample = data[index]
             lq, gt = sample["lq"][None].to(device), sample["gt"][None].to(device)
-            shown = {"": objective.predict(lq), " backbone": objective.baseline(lq), " input": lq if border == 0 else None}
+            shown = {
+                "": objective.predict(lq),
+                " backbone": objective.baseline(lq),
+                " input": lq if border == 0 else None,
+            }
             for protocol in protocols:
                 for of, image in shown.items():
                     if image is not None:
@@ -241,7 +277,9 @@ def validate(
                         sums[key] = sums.get(key, 0.0) + _capped(float(protocol(_finite(image), gt)))
             if pictures is not None and index < part.pictures:
                 strip = [image for image in (lq, shown[" backbone"], shown[""], gt) if image is not None]
-                save_strip(pictures / f"{index:02d}_{Path(sample['name']).stem}.png", [_finite(image) for image in strip])
+                save_strip(
+                    pictures / f"{index:02d}_{Path(sample['name']).stem}.png", [_finite(image) for image in strip]
+                )
     finally:
         objective.train(was_training)
     about = ", ".join(Path(root).name for root in part.gt) + f" ({len(data)} images)"
@@ -272,9 +310,11 @@ def _accelerator(recipe: Recipe) -> Any:
     options = recipe.train
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(options.device, True):
-        raise recipe.refuse("train.device", f"train.device is {options.device}, which torch does not find here", "auto or cpu")
+        raise recipe.refuse(
+            "train.device", f"train.device is {options.device}, which torch does not find here", "auto or cpu"
+        )
     if PartialState._shared_state == {} or PartialState().num_processes == 1:
-        # accelerate keeps device and precision of the first run in this process; without this a second one would get them.
+        # accelerate keeps device and precision of the first run in this process; a second one must not get them.
         AcceleratorState._reset_state(reset_partial_state=True)
     precision = "no" if options.precision == "float32" else options.precision
     on_cpu = options.device == "cpu" or (options.device == "auto" and not any(there.values()))
@@ -284,8 +324,9 @@ def _accelerator(recipe: Recipe) -> Any:
     pieces = accelerator.num_processes * options.accumulate
     if options.batch_size % pieces:
         raise recipe.refuse(
-            "train.batch_size", f"train.batch_size is {options.batch_size}",
-            f"a multiple of {pieces}: {accelerator.num_processes} processes times train.accumulate {options.accumulate}",
+            "train.batch_size",
+            f"train.batch_size is {options.batch_size}",
+            f"a multiple of {pieces}, processes ({accelerator.num_processes}) times train.accumulate",
         )
     return accelerator
 
@@ -309,7 +350,9 @@ def _resumed(recipe: Recipe, resume: str | Path) -> Checkpoint | None:
     if changed:
         shown = ", ".join(f"{key} ({old!r} then, {new!r} now)" for key, old, new in changed[:3])
         raise recipe.refuse(
-            changed[0][0], f"The run in {recipe.folder} was started with another recipe: {shown}", "the same recipe to resume",
+            changed[0][0],
+            f"The run in {recipe.folder} was started with another recipe: {shown}",
+            "the same recipe to resume",
             "set output=... for a new run",
         )
     return saved
@@ -335,7 +378,9 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> No
     module.load_state_dict(dict(state), strict=True)
 
 
-def _split(batch: Mapping[str, Tensor], parts: int, device: torch.device, layout: torch.memory_format) -> list[dict[str, Tensor]]:
+def _split(
+    batch: Mapping[str, Tensor], parts: int, device: torch.device, layout: torch.memory_format
+) -> list[dict[str, Tensor]]:
     """The batch on its device, in equal parts."""
 
     def moved(value: Tensor) -> Tensor:
@@ -358,7 +403,7 @@ def _not_finite(step: int, failures: list[list[str]], folder: Path) -> TrainingE
     return TrainingError(
         f"The loss was not finite in {len(failures)} steps in a row, up to step {step}; in their batches: {shown}",
         "finite losses",
-        f"look at these files, lower train.learning_rate or use float32; the last checkpoints are in {folder / 'checkpoints'}",
+        f"look at these files, lower train.learning_rate or use float32; checkpoints are in {folder / 'checkpoints'}",
     )
 
 

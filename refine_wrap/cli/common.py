@@ -1,0 +1,62 @@
+"""What several verbs share: loading what is named on the command line, and showing progress."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..errors import RefineWrapError
+
+if TYPE_CHECKING:
+    from ..wrapper import RefineWrapper
+
+DEFAULT_ADAPTER = "shipped:denoise"
+"""The adapter that comes with the package, with its backbone: what `restore` uses unasked."""
+
+
+def device_named(name: str) -> str:
+    """The device of that name, checked; "auto" is the first GPU that there is, else the CPU."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RefineWrapError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0][:120]}", "auto, cpu, cuda, cuda:N or mps"
+        ) from None
+    return name
+
+
+def load_wrapper(adapter: str | None, backbone: str | None, revision: str | None, other_weights: bool, device: str) -> RefineWrapper:
+    """The wrapper that the options name: an adapter, a bare backbone, both, or the shipped default."""
+    from ..backbone import load_backbone
+    from ..wrapper import RefineWrapper
+
+    if adapter is None and backbone is not None:
+        if revision is not None:
+            raise RefineWrapError("--revision is given without --adapter", "hf://org/name/file@revision for a backbone")
+        return RefineWrapper(load_backbone(backbone, device=device)).eval()
+    return RefineWrapper.from_pretrained(
+        adapter or DEFAULT_ADAPTER, backbone=backbone, revision=revision, allow_other_weights=other_weights, device=device
+    )
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """Show warnings as one line each on standard error, without the place in the code; libraries' own are left out."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if not issubclass(category, (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)):
+            typer.echo(f"Note: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

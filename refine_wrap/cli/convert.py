@@ -1,0 +1,30 @@
+"""`refine-wrap convert`: a published ORNet checkpoint into an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A published ORNet checkpoint (.pkl, .pth, .safetensors).", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The adapter folder to write.", show_default=False)],
+    strength: Annotated[float, typer.Option(help="The adapter's default strength; the published code evaluates at 0.3.")] = 0.3,
+    licence: Annotated[str | None, typer.Option(help="SPDX identifier of the weights' licence, for the card.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Turn a published ORNet checkpoint into an adapter (read weights-only: no code in it is run)."""
+    from ..hub import Adapter, save_adapter
+    from ..refiner import ornet_from_published
+
+    refiner = ornet_from_published(checkpoint)
+    adapter = Adapter(
+        kind="refiner",
+        config={"refiner": refiner.config()},
+        tensors={f"refiner.{name}": value for name, value in refiner.state_dict().items()},
+        strength=strength,
+        licence=licence,
+    )
+    save_adapter(out, adapter)
+    typer.echo(f"{out}: ORNet of width {refiner.width}; it goes with any backbone")

@@ -1,0 +1,213 @@
+"""Blur, smaller, noise, JPEG: what each does, and that one generator gives one image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refine_wrap.degradation import Blur, Degradation, Jpeg, Noise, degrade
+from refine_wrap.degradation.synthetic import add_noise, blur, downsample, gaussian_kernel
+from refine_wrap.errors import ImageError
+
+EVERYTHING = Degradation(
+    scale=2,
+    blur=Blur(sigma=[0.5, 2.0], anisotropic=0.5),
+    noise=Noise(kind="poisson-gaussian", sigma=[5, 20], correlation=[0.2, 0.8], channel_spread=0.2),
+    jpeg=Jpeg(quality=[30, 90], subsampling="random"),
+)
+
+
+def photo(height: int = 64, width: int = 96) -> np.ndarray:
+    """Smooth colours with edges, float32 in [0, 1]."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    planes = [0.5 + 0.4 * np.sin(x / 9 + c) * np.cos(y / 7 - c) for c in range(3)]
+    image = np.stack(planes, 2)
+    image[height // 3 : height // 2, width // 4 : width // 2] = (0.9, 0.2, 0.1)
+    return image.astype(np.float32)
+
+
+def flat(level: float, side: int = 192) -> np.ndarray:
+    return np.full((side, side, 3), level, np.float32)
+
+
+def spread(settings: Noise, level: float = 0.5, seed: int = 0) -> np.ndarray:
+    """The noise on a flat image, in 1/255."""
+    image = flat(level)
+    return (add_noise(image, settings, np.random.default_rng(seed)) - image) * 255
+
+
+def test_one_generator_gives_one_image() -> None:
+    first = degrade(photo(), EVERYTHING, np.random.default_rng(3))
+    again = degrade(photo(), EVERYTHING, np.random.default_rng(3))
+    other = degrade(photo(), EVERYTHING, np.random.default_rng(4))
+    assert first.dtype == np.uint8 and first.shape == (32, 48, 3)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_input_is_not_changed() -> None:
+    image = photo()
+    before = image.copy()
+    degrade(image, EVERYTHING, np.random.default_rng(0))
+    assert np.array_equal(image, before)
+
+
+def test_a_part_that_changes_leaves_the_draws_of_the_others() -> None:
+    """Noise is the same whether the blur drew two sigmas or was off."""
+    noise = Noise(sigma=[10, 10])
+    still = flat(0.5, 64)  # blur does nothing to it
+    with_blur = degrade(still, Degradation(blur=Blur(), noise=noise), np.random.default_rng(1))
+    without = degrade(still, Degradation(noise=noise), np.random.default_rng(1))
+    assert np.array_equal(with_blur, without)
+
+
+def test_nothing_asked_is_rounding_alone() -> None:
+    image = photo()
+    assert np.array_equal(degrade(image, Degradation(), np.random.default_rng(0)), np.floor(image * 255 + 0.5))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_downsampling_is_pillows_antialiased_bicubic(scale: int) -> None:
+    image = photo(48, 96)
+    ours = downsample(image, scale)
+    theirs = [
+        np.asarray(Image.fromarray(image[:, :, c]).resize((96 // scale, 48 // scale), Image.Resampling.BICUBIC))
+        for c in range(3)
+    ]
+    assert np.abs(ours - np.stack(theirs, 2)).max() < 2e-5
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5])
+def test_blur_has_the_sigma_asked_for(sigma: float) -> None:
+    point = np.zeros((41, 41, 3), np.float32)
+    point[20, 20] = 1
+    spread = blur(point, Blur(sigma=[sigma, sigma]), np.random.default_rng(0))[:, :, 0]
+    x = np.arange(41) - 20
+    assert spread.sum() == pytest.approx(1, abs=1e-5)
+    assert np.sqrt((spread.sum(0) * x**2).sum()) == pytest.approx(
+        sigma, rel=0.08
+    )  # sampled at pixels, it is a little narrower
+
+
+def test_anisotropic_kernel_is_turned() -> None:
+    kernel = gaussian_kernel(3.0, 0.8, np.pi / 4)
+    assert kernel.sum() == pytest.approx(1, abs=1e-5)
+    assert kernel[12, 12] > 3 * kernel[12, 6]  # along the diagonal, against across it
+    assert np.allclose(kernel, kernel[::-1, ::-1])
+
+
+def test_anisotropic_share() -> None:
+    point = np.zeros((31, 31, 3), np.float32)
+    point[15, 15] = 1
+    settings = Blur(sigma=[0.5, 3.0], anisotropic=0.5)
+    round_ones = 0
+    for seed in range(60):
+        spread = blur(point, settings, np.random.default_rng(seed))[:, :, 0]
+        round_ones += bool(np.allclose(spread, spread.T, atol=1e-6) and np.allclose(spread, spread[::-1], atol=1e-6))
+    assert 18 <= round_ones <= 42
+
+
+def test_gaussian_noise_has_the_sigma_asked_for_at_every_level() -> None:
+    for level in (0.1, 0.9):
+        assert spread(Noise(sigma=[10, 10]), level).std() == pytest.approx(10, rel=0.02)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_shot_noise_grows_with_the_light_and_has_the_sigma_at_mid_grey(linear: bool) -> None:
+    settings = Noise(kind="poisson-gaussian", sigma=[8, 8], shot=[0.8, 0.8], linear_light=linear)
+    assert spread(settings, 0.5).std() == pytest.approx(8, rel=0.05)
+    if not linear:
+        # Variance at level x: read 0.2 * 64, shot 0.8 * 64 * x / 0.5.
+        for level in (0.1, 0.8):
+            assert spread(settings, level).var() == pytest.approx(0.2 * 64 + 0.8 * 64 * level / 0.5, rel=0.06)
+    else:
+        # In linear light the curve makes shadows noisier than the same noise in sRGB would.
+        assert spread(settings, 0.2).std() > 8
+
+
+def test_correlation_smears_the_noise_and_keeps_its_strength() -> None:
+    def neighbours(noise: np.ndarray) -> float:
+        return float(np.corrcoef(noise[:, :-1].ravel(), noise[:, 1:].ravel())[0, 1])
+
+    white, smeared = spread(Noise(sigma=[10, 10])), spread(Noise(sigma=[10, 10], correlation=[0.8, 0.8]))
+    assert smeared.std() == pytest.approx(10, rel=0.03)
+    assert abs(neighbours(white)) < 0.02
+    assert neighbours(smeared) > 0.4
+
+
+def test_grey_noise_is_one_for_all_channels() -> None:
+    grey, colour = spread(Noise(sigma=[10, 10], grey=1.0)), spread(Noise(sigma=[10, 10]))
+    assert np.allclose(grey[:, :, 0], grey[:, :, 2], atol=1e-4)
+    assert abs(np.corrcoef(colour[:, :, 0].ravel(), colour[:, :, 2].ravel())[0, 1]) < 0.03
+
+
+def test_channels_differ_by_their_spread() -> None:
+    ratios = []
+    for seed in range(20):
+        deviations = spread(Noise(sigma=[10, 10], channel_spread=0.5), seed=seed).std(axis=(0, 1))
+        ratios += list(deviations / 10)
+    assert 0.48 < min(ratios) < 0.7 and 1.3 < max(ratios) < 1.52
+
+
+def test_sigma_is_drawn_from_the_whole_range() -> None:
+    drawn = [spread(Noise(sigma=[2, 20]), seed=seed).std() for seed in range(40)]
+    assert 2 < min(drawn) < 5 and 17 < max(drawn) < 20.5
+
+
+def test_jpeg_hurts_more_at_low_quality() -> None:
+    image = photo()
+
+    def loss(quality: int) -> float:
+        low = degrade(image, Degradation(jpeg=Jpeg(quality=[quality, quality])), np.random.default_rng(0))
+        return float(np.abs(low / 255.0 - image).mean())
+
+    assert loss(10) > 1.5 * loss(60) > loss(98)
+
+
+def test_jpeg_keeps_colours_in_place() -> None:
+    red = np.zeros((32, 32, 3), np.float32)
+    red[..., 0] = 0.8
+    low = degrade(red, Degradation(jpeg=Jpeg(quality=[95, 95])), np.random.default_rng(0))
+    assert low[..., 0].mean() == pytest.approx(204, abs=3) and low[..., 2].mean() < 6
+
+
+def test_full_colour_resolution_keeps_colour_edges() -> None:
+    stripes = np.zeros((32, 32, 3), np.float32)
+    stripes[:, ::2, 0] = 1
+    stripes[:, 1::2, 2] = 1
+
+    def error(subsampling: str) -> float:
+        settings = Degradation(jpeg=Jpeg(quality=[95, 95], subsampling=subsampling))  # type: ignore[arg-type]
+        return float(np.abs(degrade(stripes, settings, np.random.default_rng(0)) / 255.0 - stripes).mean())
+
+    assert error("4:4:4") < 0.5 * error("4:2:0")
+
+
+def test_probability_leaves_samples_alone() -> None:
+    image = photo(32, 32)
+    settings = Degradation(noise=Noise(sigma=[30, 30], probability=0.5))
+    clean = degrade(image, Degradation(), np.random.default_rng(0))
+    untouched = sum(np.array_equal(degrade(image, settings, np.random.default_rng(s)), clean) for s in range(40))
+    assert 10 <= untouched <= 30
+
+
+def test_the_margin_covers_blur_and_downsampling() -> None:
+    """A crop degraded with its margin equals that part of the whole image degraded."""
+    settings = Degradation(scale=2, blur=Blur(sigma=[2.0, 2.0]))
+    image, margin = photo(96, 96), settings.margin()
+    whole = degrade(image, settings, np.random.default_rng(0))
+    top, left, side = 32, 28, 32
+    part = image[top - margin : top + side + margin, left - margin : left + side + margin]
+    low = degrade(np.ascontiguousarray(part), settings, np.random.default_rng(0))
+    inner = low[margin // 2 : margin // 2 + side // 2, margin // 2 : margin // 2 + side // 2]
+    difference = inner.astype(int) - whole[top // 2 : top // 2 + side // 2, left // 2 : left // 2 + side // 2]
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((7, 8, 3), np.float32), np.zeros((8, 8), np.float32), np.zeros((8, 8, 3), np.uint8)]
+)
+def test_refuses_what_it_cannot_degrade(image: np.ndarray) -> None:
+    with pytest.raises(ImageError):
+        degrade(image, Degradation(scale=2), np.random.default_rng(0))

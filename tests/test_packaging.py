@@ -1,0 +1,107 @@
+"""The package as users install it: a wheel used from another folder, an editable install, a bare checkout."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+WHAT_MUST_WORK = """
+import sys
+import refine_wrap
+from refine_wrap import RefineWrapper
+from refine_wrap.resources import adapters_dir, weights_dir, recipe_path, verify_weights
+assert str(refine_wrap.__file__).startswith(sys.argv[1]), refine_wrap.__file__
+assert "swinir_x4" in {p.stem for p in adapters_dir().glob("*.yaml")}, adapters_dir()
+assert recipe_path("nafnet_denoise").is_file()
+checks = verify_weights()
+assert checks and all(check.ok for check in checks), checks
+import torch
+model = RefineWrapper.from_pretrained("shipped:denoise")
+assert model(torch.rand(1, 3, 17, 19)).shape == (1, 3, 17, 19)
+import importlib.util
+assert importlib.util.find_spec("adapters") is None, "the name of another package on PyPI is shadowed"
+print("works")
+"""
+
+
+def test_setup_lists_every_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "refine_wrap").rglob("__init__.py")}
+    assert listed == found | {"refine_wrap.adapters", "refine_wrap.weights"}
+
+
+def _environment(place: Path) -> Path:
+    """A fresh environment that borrows the dependencies of this one, but not its refine_wrap."""
+    venv.create(place, with_pip=True)
+    site = next(place.glob("lib/python*/site-packages"))
+    (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return place / "bin" / "python"
+
+
+def _checkout(place: Path) -> Path:
+    keep = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "build", "runs", "refine-wrap-demo", ".*_cache")
+    shutil.copytree(ROOT, place, ignore=keep)
+    return place
+
+
+def _check(python: Path, folder: Path, expected: Path, **environment: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (folder / "check.py").write_text(WHAT_MUST_WORK)
+    done = subprocess.run(
+        [python, folder / "check.py", str(expected)], cwd=folder, env={**clean, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "works" in done.stdout, done.stderr
+
+
+@pytest.mark.packaging
+def test_wheel_in_a_fresh_environment_from_another_folder(tmp_path: Path) -> None:
+    source = _checkout(tmp_path / "source")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source], check=True)
+    wheel = next(tmp_path.glob("refine_wrap-*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [n for n in names if n.startswith(("adapters/", "weights/", "tests/"))]
+    assert "refine_wrap/py.typed" in names
+    python = _environment(tmp_path / "env")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(source)
+    _check(python, elsewhere, tmp_path / "env")
+    done = subprocess.run([python.parent / "refine-wrap", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("refine-wrap ")
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize("mode", ["compat", "strict"])
+def test_editable(tmp_path: Path, mode: str) -> None:
+    source = _checkout(tmp_path / "source")
+    python = _environment(tmp_path / "env")
+    command = [python, "-m", "pip", "install", "-q", "--no-deps", "-e", source]
+    if mode == "strict":
+        command += ["--config-settings", "editable_mode=strict"]
+    subprocess.run(command, check=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    _check(python, elsewhere, source)
+
+
+@pytest.mark.packaging
+def test_bare_checkout(tmp_path: Path) -> None:
+    source = _checkout(tmp_path / "source")
+    python = _environment(tmp_path / "env")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    _check(python, elsewhere, source, PYTHONPATH=str(source))
