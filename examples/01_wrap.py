@@ -12,7 +12,7 @@ out = Path("example-output")
 out.mkdir(exist_ok=True)
 
 # A published checkpoint would be load_backbone("RealESRGAN_x4plus.pth"); this one comes with the package.
-model = RefineWrapper(load_backbone("shipped:nafnet-denoise"))
+model = RefineWrapper(load_backbone("shipped:demo_denoiser"))
 print(model.backbone.describe())
 
 image = torch.rand(1, 3, 61, 45)  # RGB in [0, 1], any size

@@ -9,7 +9,7 @@ from refine_wrap import RefineWrapper, RefineWrapError, load_backbone
 
 out = Path("example-output/adapter")
 
-model = RefineWrapper.from_pretrained("shipped:denoise")
+model = RefineWrapper.from_pretrained("shipped:demo_refiner")
 model.save_pretrained(out, licence="CC-BY-SA-4.0")
 print(sorted(path.name for path in out.iterdir()), "of", sum(path.stat().st_size for path in out.iterdir()), "bytes")
 

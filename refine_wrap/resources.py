@@ -40,22 +40,20 @@ def weights_dir() -> Path:
 
 
 def _data_dir(name: str, must_hold: str) -> Path:
-    places = list(_places(name))
-    for place in places:
+    for place in _places(name):
         # An empty folder can be left over from an uninstalled version: what must lie there decides.
         if place.is_dir() and any(place.glob(must_hold)):
             return place
     raise RefineWrapError(
         f"This installation has no {name}/{must_hold}",
-        "the package's data in " + " or ".join(str(place) for place in places),
+        f"the package's data in {Path(__file__).resolve().parent / name}",
         "pip install --force-reinstall refine-wrap",
     )
 
 
 def _places(name: str) -> Iterator[Path]:
     package = Path(__file__).resolve().parent
-    yield package / name
-    # An editable installation maps the folder as a namespace package through an import hook.
+    # A folder inside the package, or one that an editable installation maps there through an import hook.
     spec = importlib.util.find_spec(f"{__package__}.{name}")
     for place in (spec.submodule_search_locations or []) if spec else []:
         yield Path(place)

@@ -22,7 +22,7 @@ from hub_server import ROOT, Olah, StubHub, call, call_hub, free_port, why_no_ol
 
 from refine_wrap import __version__, hub, resources
 from refine_wrap.errors import CheckpointError, HubError, OutputError, RecipeError, RefineWrapError
-from refine_wrap.hub import Adapter, load_adapter, model_card, parse_reference, resolve, save_adapter
+from refine_wrap.hub import Adapter, disk, load_adapter, model_card, parse_reference, remote, resolve, save_adapter
 
 FILES = {"adapter.safetensors", "adapter.json", "README.md"}
 SWINIR = "002_lightweightSR_DIV2K_s64w8_SwinIR-S_x2.pth"
@@ -491,7 +491,7 @@ def test_two_first_saves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_lock_that_is_never_given_back_ends_in_words(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr(hub, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(disk, "LOCK_SECONDS", 0.1)
     with FileLock(saved / ".adapter.lock"), pytest.raises(OutputError, match="locked by another process"):
         save_adapter(saved, an_adapter(2.0))
     assert float(load_adapter(saved).tensors["e"]) == 1.0
@@ -552,7 +552,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(str(reference))
         raise HubError("asked")
 
-    monkeypatch.setattr(hub, "_fetch_adapter", note)
+    monkeypatch.setattr(remote, "_fetch_adapter", note)
     return asked
 
 

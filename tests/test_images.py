@@ -1,4 +1,4 @@
-"""images.py: nothing is lost between a file and a Picture, and what would be lost is refused."""
+"""images/: nothing is lost between a file and a Picture, and what would be lost is refused."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from refine_wrap import images
 from refine_wrap.errors import ImageError, OutputError
-from refine_wrap.images import Picture, bleed_alpha, read_image, resize_alpha, write_image
+from refine_wrap.images import Picture, bleed_alpha, read_image, resize_alpha, samples, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -147,7 +146,7 @@ def test_many_bands_join(tmp_path, monkeypatch):
     # Equal rows of stripes: each row is coded against the one above, over the bands' borders too.
     made.pixels[:] = np.arange(20)[:, None] % 2 * 0x0303
     made.alpha[:] = np.arange(20) % 2 * 0x0303
-    monkeypatch.setattr(images, "_BAND_PIXELS", 60)
+    monkeypatch.setattr(samples, "BAND_PIXELS", 60)
     for suffix in ("png", "tif"):
         made.save(tmp_path / f"x.{suffix}")
         same(read_image(tmp_path / f"x.{suffix}"), made)

@@ -26,7 +26,7 @@ assert recipe_path("nafnet_denoise").is_file()
 checks = verify_weights()
 assert checks and all(check.ok for check in checks), checks
 import torch
-model = RefineWrapper.from_pretrained("shipped:denoise")
+model = RefineWrapper.from_pretrained("shipped:demo_refiner")
 assert model(torch.rand(1, 3, 17, 19)).shape == (1, 3, 17, 19)
 import importlib.util
 assert importlib.util.find_spec("adapters") is None, "the name of another package on PyPI is shadowed"

@@ -48,10 +48,11 @@ def probe(module: nn.Module, call: Call, given: dict[str, Any]) -> tuple[Spec, f
 
 def _probe(module: nn.Module, call: Call, like: Tensor, given: dict[str, Any]) -> tuple[Spec, frozenset[str]]:
     errors: list[str] = []
+    low, high = given.get("value_range", (0.0, 1.0))
 
     def run(channels: int, height: int, width: int) -> Tensor | None:
         torch.manual_seed(0)
-        x = torch.rand(1, channels, height, width, device=like.device, dtype=like.dtype)
+        x = torch.rand(1, channels, height, width, device=like.device, dtype=like.dtype) * (high - low) + low
         try:
             y = module(x) if call is None else call(module, x)
         except Exception as error:  # the network is anybody's: whatever it raises says "not this size"

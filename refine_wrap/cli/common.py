@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,30 @@ from ..errors import RefineWrapError
 if TYPE_CHECKING:
     from ..wrapper import RefineWrapper
 
-DEFAULT_ADAPTER = "shipped:denoise"
+DEFAULT_ADAPTER = "shipped:demo_refiner"
 """The adapter that comes with the package, with its backbone: what `restore` uses unasked."""
+
+
+def guarded(verb: Callable[..., int | None]) -> Callable[..., None]:
+    """A verb whose errors leave the program as its user should see them: at most three lines, and an exit code."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = verb(*args, **kwargs) or 0
+        except RefineWrapError as error:
+            typer.echo(f"Error: {error}", err=True)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            code = 130
+        except BrokenPipeError:
+            # Who read our output has gone (`refine-wrap info X | head`); Python would complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        raise typer.Exit(code)
+
+    return run
 
 
 def device_named(name: str) -> str:

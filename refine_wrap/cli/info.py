@@ -38,7 +38,7 @@ def _about(what: str, backbone: str | None, size: int, measure: bool) -> dict[st
     path = Path(what)
     if path.suffix.lower() in {".yaml", ".yml"} or (what in recipe_names() and not path.exists()):
         return _about_recipe(what)
-    if path.is_dir() or (what.startswith("shipped:") and not _is_shipped_file(what)) or _is_hub_adapter(what, path):
+    if path.is_dir() or _is_shipped_adapter(what) or _is_hub_adapter(what, path):
         return _about_adapter(what, backbone, size, measure)
     from ..backbone import load_backbone
     from ..wrapper import RefineWrapper
@@ -46,10 +46,11 @@ def _about(what: str, backbone: str | None, size: int, measure: bool) -> dict[st
     return _about_wrapper(RefineWrapper(load_backbone(what)), size, measure)
 
 
-def _is_shipped_file(what: str) -> bool:
-    from ..resources import manifest
+def _is_shipped_adapter(what: str) -> bool:
+    from ..hub import TENSORS
+    from ..resources import shipped_weights
 
-    return what.removeprefix("shipped:") in {entry["name"] for entry in manifest()["local"]}
+    return what.startswith("shipped:") and shipped_weights(what.removeprefix("shipped:")).name == TENSORS
 
 
 def _is_hub_adapter(what: str, path: Path) -> bool:

@@ -5,15 +5,12 @@ Nothing heavy is imported before a verb runs: `refine-wrap --help` answers witho
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
-import click
 import typer
 
 from .. import __version__
-from ..errors import RefineWrapError
+from .common import guarded
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -33,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (restore, finetune, info, compare, convert, push, demo, doctor):
-    app.command()(verb)
+    app.command()(guarded(verb))
 app.add_typer(recipe, name="recipe")
 
 
@@ -50,30 +47,10 @@ def _main(
     pass
 
 
-def run(arguments: list[str] | None = None) -> None:
+def run() -> None:
     """Entry point. Exit codes: 0 done, 1 some or all of the work failed, 2 the call or an input named in it is wrong,
     130 interrupted."""
-    sys.exit(_exit_code(arguments))
-
-
-def _exit_code(arguments: list[str] | None) -> int:
-    command = typer.main.get_command(app)
-    try:
-        result = command.main(args=arguments, prog_name="refine-wrap", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except RefineWrapError as error:
-        typer.echo(f"Error: {error}", err=True)
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo("Interrupted.", err=True)
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has gone (`refine-wrap info X | head`); Python must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    app()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ from typing import Annotated
 
 import typer
 
+from .common import guarded
+
 recipe = typer.Typer(help="The shipped recipes, and the schema of all.", no_args_is_help=True)
 
 
 @recipe.command("list")
+@guarded
 def list_recipes() -> None:
     """List the shipped recipes."""
     from ..recipe import Recipe
@@ -22,6 +25,7 @@ def list_recipes() -> None:
 
 
 @recipe.command()
+@guarded
 def show(name: Annotated[str, typer.Argument(help="A shipped recipe, or a YAML file.", show_default=False)]) -> None:
     """Print a recipe as it was written, to start your own from."""
     from ..resources import recipe_path
@@ -30,6 +34,7 @@ def show(name: Annotated[str, typer.Argument(help="A shipped recipe, or a YAML f
 
 
 @recipe.command()
+@guarded
 def schema(out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file.", show_default=False)] = None) -> None:
     """Print the JSON schema of recipes, for editors."""
     from ..folder import atomic_path

@@ -230,7 +230,7 @@ def _read(path: Path) -> Picture:
     if turn is None:
         return picture
     alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
-    return replace(picture, pixels=np.ascontiguousarray(turn(picture.pixels)), alpha=None, exif=None)
+    return replace(picture, pixels=np.ascontiguousarray(turn(picture.pixels)), alpha=alpha, exif=None)
 
 
 _TURNS = {

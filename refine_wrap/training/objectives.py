@@ -30,6 +30,8 @@ class Objective(nn.Module):
     """
 
     weights: dict[str, float]
+    result: str
+    """Name of the folder that `save` writes in the run's."""
 
     @property
     def backbone(self) -> Backbone:
@@ -67,6 +69,8 @@ class Objective(nn.Module):
 class RestoreObjective(Objective):
     """Train the backbone toward the ground truth."""
 
+    result = "backbone"
+
     def __init__(self, backbone: Backbone, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.network, self.weights = backbone, dict(weights)
@@ -95,6 +99,8 @@ class RestoreObjective(Objective):
 
 class RefineObjective(Objective):
     """Keep the backbone frozen and train the refiner toward the ground truth, at all strengths of the recipe."""
+
+    result = "adapter"
 
     def __init__(self, wrapper: RefineWrapper, weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -128,7 +134,7 @@ class RefineObjective(Objective):
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
         """An adapter folder, which `RefineWrapper.from_pretrained` reads."""
         return self.wrapper.save_pretrained(
-            folder / "adapter",
+            folder / self.result,
             recipe=recipe.to_dict(),
             metrics=metrics,
             data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],

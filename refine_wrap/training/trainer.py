@@ -219,9 +219,10 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
 
     with average.applied():
         objective.eval().to("cpu")
-        result = objective.save(folder, recipe, metrics) if first else folder
+        if first:
+            objective.save(folder, recipe, metrics)
     accelerator.wait_for_everyone()
-    return result
+    return folder / objective.result
 
 
 # ---------------------------------------------------------------- the pieces

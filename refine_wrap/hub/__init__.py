@@ -1,0 +1,26 @@
+"""An adapter as a folder on disk, and the Hugging Face Hub: save, load, fetch, push, and the model card."""
+
+from ..resources import manifest, verify_file, verify_weights
+from .adapter import FORMAT_VERSION, KINDS, Adapter
+from .card import model_card
+from .disk import TENSORS, load_adapter, save_adapter
+from .reference import Reference, parse_reference
+from .remote import fetch_file, push_folder, resolve
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KINDS",
+    "TENSORS",
+    "Adapter",
+    "Reference",
+    "fetch_file",
+    "load_adapter",
+    "manifest",
+    "model_card",
+    "parse_reference",
+    "push_folder",
+    "resolve",
+    "save_adapter",
+    "verify_file",
+    "verify_weights",
+]

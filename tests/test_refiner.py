@@ -1,0 +1,135 @@
+"""ORNet: parity with the official one, cost, strength, local pooling, exact tiles of lite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SHARED
+from safetensors.torch import load_file
+from torch import nn
+
+from refine_wrap import ORNet, RefineWrapError
+from refine_wrap.refiner import PRESETS, build_refiner
+from refine_wrap.tiling import run_tiles, trace_layers
+
+
+def moved(net: ORNet, std: float = 0.1) -> ORNet:
+    """The net with random weights, the last layer's too."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=std, generator=generator)
+    return net.eval()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("file", ["ornet_w8_61x45", "ornet_w8_64x64"])
+def test_golden(file: str) -> None:
+    golden = load_file(SHARED / "golden" / f"{file}.safetensors")
+    net = ORNet(width=8)
+    net.load_state_dict({k.removeprefix("state."): v for k, v in golden.items() if k.startswith("state.")}, strict=True)
+    for strength in ("0.0", "0.3", "1.0"):
+        with torch.no_grad():
+            assert (net(golden["input"], float(strength)) - golden[f"output.c{strength}"]).abs().max() < 1e-5
+
+
+def test_layout_is_the_published_one() -> None:
+    state = ORNet().state_dict()
+    assert len(state) == 178 and sum(v.numel() for v in state.values()) == 17_888_003
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    assert shapes["intro.weight"] == (64, 4, 3, 3) and shapes["ending.weight"] == (3, 64, 3, 3)
+    assert shapes["encoders.2.0.conv2.weight"] == (512, 1, 3, 3) and shapes["middle_blks.0.sca.1.weight"] == (1024, 1024, 1, 1)
+    assert shapes["downs.3.weight"] == (1024, 512, 2, 2) and shapes["ups.0.0.weight"] == (2048, 1024, 1, 1)
+    assert shapes["decoders.3.0.beta"] == (1, 64, 1, 1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (256, 256), (17, 250), (1, 1)])
+def test_lite_costs_at_most_6_percent_of_ornet(size: tuple[int, int]) -> None:
+    lite, ornet = (trace_layers(build_refiner(name), *size).macs for name in ("ornet-lite", "ornet"))
+    assert 0 < lite <= 0.06 * ornet
+
+
+def test_costs_are_the_published_ones() -> None:
+    assert trace_layers(build_refiner("ornet"), 256, 256).macs == pytest.approx(19.344e9, rel=1e-3)
+    assert trace_layers(build_refiner("ornet-small"), 512, 512).macs == pytest.approx(19.895e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_strength_steers_and_its_forms_agree(preset: str) -> None:
+    net = moved(build_refiner({"preset": preset, "width": 4}))
+    x = torch.rand(2, 3, 21, 34)
+    with torch.no_grad():
+        weak, strong = net(x, 0.1), net(x, 0.9)
+        assert not torch.allclose(weak, strong)
+        assert torch.equal(net(x, torch.tensor(0.1)), weak)
+        torch.testing.assert_close(net(x, torch.tensor([0.1, 0.9])), torch.stack([weak[0], strong[1]]), atol=1e-5, rtol=1e-4)
+        assert torch.equal(net(x, torch.full((2, 1, 21, 34), 0.9)), strong)
+        half = torch.full((1, 1, 21, 34), 0.1)
+        half[..., 17:] = 0.9
+        assert not torch.allclose(net(x, half), weak) and not torch.allclose(net(x, half), strong)
+
+
+def test_local_pooling_equals_global_at_the_training_size_and_differs_beyond() -> None:
+    options = {"width": 4}
+    whole, local = moved(ORNet(**options), 0.2), ORNet(**options, train_size=64)
+    local.load_state_dict(whole.state_dict())
+    assert local.config()["train_size"] == 64
+    with torch.no_grad():
+        x = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(local(x), whole(x), atol=1e-5, rtol=1e-4)
+        x = torch.rand(1, 3, 160, 192)
+        x[..., 96:] *= 0.1  # other statistics at the right
+        assert (local(x) - whole(x)).abs().max() > 1e-4
+
+
+def test_local_pool_is_the_mean_of_each_window() -> None:
+    from refine_wrap.naf import LocalPool
+
+    x = torch.rand(1, 2, 9, 7, dtype=torch.float64)
+    pooled = LocalPool(4)(x)
+    means = x.unfold(2, 4, 1).unfold(3, 4, 1).mean((-1, -2))
+    rows, columns = (torch.arange(n).sub(1).clamp(0, n - 4) for n in (9, 7))
+    torch.testing.assert_close(pooled, means[:, :, rows][:, :, :, columns])
+    torch.testing.assert_close(LocalPool(20)(x), x.mean((2, 3), keepdim=True).expand_as(x))
+
+
+def test_tiles_of_lite_are_exact() -> None:
+    net = moved(build_refiner("ornet-lite"), 0.05)
+    assert net.exact_tiles and not build_refiner("ornet").exact_tiles
+    trace = trace_layers(net, 64, 64)
+    assert trace.exact and trace.receptive_radius <= 64
+    x = torch.rand(1, 3, 101, 150)
+    result = torch.empty_like(x)
+
+    def write(top: int, left: int, part: torch.Tensor) -> None:
+        result[..., top : top + part.shape[-2], left : left + part.shape[-1]] = part
+
+    with torch.no_grad():
+        run_tiles(
+            net, lambda t, l, h, w: x[..., t : t + h, l : l + w], write, height=101, width=150, tile=32, halo=trace.receptive_radius,
+            multiple_of=net.multiple_of,
+        )  # fmt: skip
+        assert (result - net(x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("refiner", "says"),
+    [
+        ("ornet-light", "did you mean 'ornet-lite'"),
+        ({"widht": 3}, "widht"),
+        ({"encoder_blocks": [1], "decoder_blocks": [1, 1]}, "levels"),
+        ({"width": 0}, "width"),
+        ({"preset": "ornet", "train_size": 4}, "train_size"),
+    ],
+)
+def test_wrong_options_are_refused(refiner: object, says: str) -> None:
+    with pytest.raises(RefineWrapError, match=says):
+        build_refiner(refiner)  # type: ignore[arg-type]
+
+
+def test_config_builds_the_same_net() -> None:
+    net = moved(build_refiner("ornet-lite"))
+    again = build_refiner(net.config())
+    again.load_state_dict(net.state_dict())
+    x = torch.rand(1, 3, 9, 9)
+    with torch.no_grad():
+        assert torch.equal(again(x, 0.7), net(x, 0.7))
