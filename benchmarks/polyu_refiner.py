@@ -37,7 +37,11 @@ def main() -> None:
             Path(__file__).parent / "polyu_refiner.yaml",
             [
                 f"backbone.weights={checkpoint}",
-                *(f"data.{part}.{kind}={place / folder / kind}" for part, folder in (("train", "train"), ("validation", "test")) for kind in ("gt", "lq")),
+                *(
+                    f"data.{part}.{kind}={place / folder / kind}"
+                    for part, folder in (("train", "train"), ("validation", "test"))
+                    for kind in ("gt", "lq")
+                ),
                 f"train.steps={options.steps}",
                 f"output={options.output or place / 'run'}",
             ],

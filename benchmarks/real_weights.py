@@ -1,6 +1,8 @@
-"""Real checkpoints, wrapped, on real photos: what the wrapper changes untrained (nothing), what tiles change, what the refiner costs.
+"""Real checkpoints, wrapped, on real photos.
 
-    python benchmarks/real_weights.py SHARED [--polyu N] [--threads N]
+What the wrapper changes untrained (nothing), what tiles change, what the refiner costs.
+
+python benchmarks/real_weights.py SHARED [--polyu N] [--threads N]
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def measure(checkpoint: Path, images: list[Path], tile: int, side: int) -> dict[
         bare = backbone(image)
         row = {"image": path.name, "size": list(image.shape[-2:]), "unchanged": bool(torch.equal(lite(image), bare))}
         # Rounded to 8 bits on both ways, as files are.
-        whole, tiled = (lite.restore(path, tile=t, halo=trace(lite).receptive_radius).pixels.astype(int) for t in (None, tile))
+        whole, tiled = (
+            lite.restore(path, tile=t, halo=trace(lite).receptive_radius).pixels.astype(int) for t in (None, tile)
+        )
         row["tiles_differ_by"] = int(abs(whole - tiled).max())
         rows.append(row)
         print(row, flush=True)

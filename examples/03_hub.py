@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from refine_wrap import RefineWrapper, RefineWrapError, load_backbone
+from refine_wrap import RefineWrapError, RefineWrapper, load_backbone
 
 out = Path("example-output/adapter")
 

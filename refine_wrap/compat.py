@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 SHIMMED = "torchvision.transforms.functional_tensor"
-"""basicsr 1.4.2 imports `rgb_to_grayscale` from this module, which torchvision removed in 0.17 (BasicSR issues 533, 663)."""
+"""basicsr 1.4.2 imports `rgb_to_grayscale` from this module, which torchvision 0.17 removed (BasicSR issue 663)."""
 
 
 class _FunctionalTensor(MetaPathFinder, Loader):
@@ -28,7 +28,7 @@ class _FunctionalTensor(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Make `import basicsr` work with today's torchvision. Called by `import refine_wrap`; calling it again does nothing."""
+    """Make `import basicsr` work with today's torchvision. `import refine_wrap` calls it; a second call does nothing."""
     if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):
         sys.meta_path.append(_FunctionalTensor())
 
@@ -41,4 +41,8 @@ def shim_state() -> str:
     if module is None:
         return "installed, not needed so far"
     loader = getattr(module.__spec__, "loader", None)
-    return "installed and in use" if isinstance(loader, _FunctionalTensor) else "installed, torchvision's own module is used"
+    return (
+        "installed and in use"
+        if isinstance(loader, _FunctionalTensor)
+        else "installed, torchvision's own module is used"
+    )

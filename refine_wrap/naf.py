@@ -1,6 +1,6 @@
 """NAFNet blocks that the refiner and the mask generator share.
 
-The names of the parameters are those of the published NAFNet and ORNet checkpoints (conv1..conv5, sca.1, norm1/2, beta, gamma).
+The names of the parameters are those of the published NAFNet and ORNet checkpoints.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class LayerNorm2d(nn.Module):
 class LocalPool(nn.Module):
     """Mean over a window of `size` pixels around each pixel, instead of over the whole image.
 
-    Where the image is smaller than the window in one direction, the mean is over the whole of that direction, as it was in
-    training. Shape (B, C, H, W) -> (B, C, H, W). Source: test-time local statistics (Chu et al., ECCV 2022).
+    Where the image is smaller than the window in one direction, the mean is over the whole of that direction, as it was
+    in training. Shape (B, C, H, W) -> (B, C, H, W). Source: test-time local statistics (Chu et al., ECCV 2022).
     """
 
     def __init__(self, size: int) -> None:
@@ -50,10 +50,12 @@ class LocalPool(nn.Module):
         length = x.shape[dim]
         if length <= self.size:
             return x.mean(dim, keepdim=True).expand_as(x)
-        # Differences of running sums cost the same for every window; the mean is taken off first to keep the sums small.
+        # Differences of running sums cost the same for every window; without the mean the sums stay small.
         mean = x.mean(dim, keepdim=True)
         sums = F.pad((x - mean).cumsum(dim), (0, 0, 1, 0) if dim == -2 else (1, 0))
-        windows = (sums.narrow(dim, self.size, length - self.size + 1) - sums.narrow(dim, 0, length - self.size + 1)) / self.size
+        windows = (
+            sums.narrow(dim, self.size, length - self.size + 1) - sums.narrow(dim, 0, length - self.size + 1)
+        ) / self.size
         before = (self.size - 1) // 2
         # At the border the window stays inside the image: every pixel there shares the first or the last full window.
         index = (torch.arange(length, device=x.device) - before).clamp(0, length - self.size)

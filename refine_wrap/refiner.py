@@ -45,11 +45,11 @@ class ORNet(nn.Module):
         middle_blocks: NAF blocks at the lowest level.
         decoder_blocks: NAF blocks at each level on the way up, as many levels as `encoder_blocks`.
         unshuffle: pixels of a side that are folded into channels before the first level (1: none, as official).
-        channel_attention: the blocks' pooled attention, as official. Without it the net sees a bounded neighbourhood and
-            tiles are exact.
-        train_size: None pools over the whole image, as official. A number, the side of the training crops in pixels, pools
-            over windows of that size at every level, so that large images meet the statistics of training (local pooling,
-            Chu et al., ECCV 2022). Not for converted checkpoints that were evaluated with global pooling.
+        channel_attention: the blocks' pooled attention, as official. Without it the net sees a bounded
+            neighbourhood and tiles are exact.
+        train_size: None pools over the whole image, as official. A number, the side of the training crops in pixels,
+            pools over windows of that size at every level, so that large images meet the statistics of training
+            (local pooling, Chu et al., ECCV 2022). Not for converted checkpoints that were evaluated with global pooling.
     """
 
     def __init__(
@@ -80,7 +80,12 @@ class ORNet(nn.Module):
                 f"train_size={train_size} is smaller than one pixel of the lowest level",
                 f"the side of the training crops, at least {unshuffle * 2**levels} pixels",
             )
-        self.width, self.unshuffle, self.channel_attention, self.train_size = width, unshuffle, channel_attention, train_size
+        self.width, self.unshuffle, self.channel_attention, self.train_size = (
+            width,
+            unshuffle,
+            channel_attention,
+            train_size,
+        )
         self.block_counts = (tuple(encoder_blocks), middle_blocks, tuple(decoder_blocks))
         self.multiple_of = unshuffle * 2**levels
 
@@ -93,7 +98,9 @@ class ORNet(nn.Module):
         nn.init.zeros_(self.ending.weight)
         nn.init.zeros_(self.ending.bias)  # type: ignore[arg-type]
         self.encoders = nn.ModuleList(blocks(n, level) for level, n in enumerate(encoder_blocks))
-        self.downs = nn.ModuleList(nn.Conv2d(width * 2**level, width * 2 ** (level + 1), 2, 2) for level in range(levels))
+        self.downs = nn.ModuleList(
+            nn.Conv2d(width * 2**level, width * 2 ** (level + 1), 2, 2) for level in range(levels)
+        )
         self.middle_blks = blocks(middle_blocks, levels)
         self.ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width * 2**level, width * 2 ** (level + 1), 1, bias=False), nn.PixelShuffle(2))
@@ -124,7 +131,7 @@ class ORNet(nn.Module):
 
         Args:
             image: (B, 3, H, W), RGB in [0, 1], any size from 1x1 up, any floating type.
-            strength: in [0, 1]; a number, a (B,) tensor, or a (B, 1, H, W) map. 0 keeps fidelity, 1 asks for most detail.
+            strength: in [0, 1]; a number, a (B,) tensor, or a (B, 1, H, W) map. 0 keeps fidelity, 1 asks for detail.
             quality: the wanted quality; ORNet does not use it (a refiner of another kind may).
 
         Returns:
@@ -167,7 +174,8 @@ def ornet_from_published(path: str | Path) -> ORNet:
     intro = state.get("intro.weight")
     if intro is None or intro.ndim != 4 or intro.shape[1] != 4:
         raise CheckpointError(
-            f"{path} is not an ORNet: " + ("it has no intro.weight" if intro is None else f"intro.weight is {tuple(intro.shape)}"),
+            f"{path} is not an ORNet: "
+            + ("it has no intro.weight" if intro is None else f"intro.weight is {tuple(intro.shape)}"),
             "a checkpoint of the official ORNet, whose first convolution takes RGB and the strength",
         )
 
@@ -205,7 +213,11 @@ def strength_plane(strength: Strength, image: Tensor) -> Tensor:
             f"a number, ({batch},) or ({batch}, 1, {height}, {width})",
         )
     # Reading values back would break a compiled graph and stall a GPU.
-    if not torch.compiler.is_compiling() and plane.device.type == "cpu" and not bool(((plane >= 0) & (plane <= 1)).all()):
+    if (
+        not torch.compiler.is_compiling()
+        and plane.device.type == "cpu"
+        and not bool(((plane >= 0) & (plane <= 1)).all())
+    ):
         raise ImageError(f"strength goes from {plane.min():.3g} to {plane.max():.3g}", "values in [0, 1]")
     return plane.to(image).expand(batch, 1, height, width)
 
@@ -223,6 +235,6 @@ def build_refiner(refiner: str | Mapping[str, Any] | nn.Module) -> nn.Module:
             f"one of {', '.join(PRESETS)}",
         )
     try:
-        return ORNet(**{**PRESETS.get(preset, {}), **options})
+        return ORNet(**{**(PRESETS[preset] if preset else {}), **options})
     except TypeError as error:
         raise RefineWrapError(f"ORNet cannot be built: {error}", "the arguments that ORNet documents") from None

@@ -39,9 +39,9 @@ def restore(
     """Restore one image, of any size, in bounded memory.
 
     Grey stays grey, alpha is carried (the colour under it is extended from its edge first), depth, ICC and EXIF are
-    kept. Tiles equal the whole within 1/255 where the halo covers the receptive field; where they cannot, a warning says
-    once how far they are. A tile that runs out of memory is halved and done again; one that is not finite in a half type
-    is done again in float32.
+    kept. Tiles equal the whole within 1/255 where the halo covers the receptive field; where they cannot, a warning
+    says once how far they are. A tile that runs out of memory is halved and done again; one that is not finite in a
+    half type is done again in float32.
 
     Args:
         wrapper: what restores; it runs in evaluation mode on its own device.
@@ -81,7 +81,9 @@ def restore(
     return result
 
 
-def _restore_picture(wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], picture: Picture, **options: Any) -> Picture:
+def _restore_picture(
+    wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], picture: Picture, **options: Any
+) -> Picture:
     picture = bleed_alpha(picture)
     result = picture.blank_like(picture.height * wrapper.scale, picture.width * wrapper.scale)
     device = wrapper.backbone.device
@@ -94,7 +96,9 @@ def _restore_picture(wrapper: RefineWrapper, network: Callable[[Tensor], Tensor]
     return result
 
 
-def _restore_tensor(wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], image: Tensor, **options: Any) -> Tensor:
+def _restore_tensor(
+    wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], image: Tensor, **options: Any
+) -> Tensor:
     _, height, width = image.shape
     result = image.new_empty(3, height * wrapper.scale, width * wrapper.scale)
     device = wrapper.backbone.device
@@ -130,9 +134,18 @@ def _run(
     try:
         with torch.inference_mode():
             run_tiles(
-                network, read, write, height=height, width=width, scale=wrapper.scale, tile=plan.tile, halo=plan.halo,
-                multiple_of=wrapper.tile_grid, float32=float32, notify=notify,
-            )  # fmt: skip
+                network,
+                read,
+                write,
+                height=height,
+                width=width,
+                scale=wrapper.scale,
+                tile=plan.tile,
+                halo=plan.halo,
+                multiple_of=wrapper.tile_grid,
+                float32=float32,
+                notify=notify,
+            )
     finally:
         wrapper.train(was_training)
 
@@ -166,21 +179,27 @@ def _networks(
 
 def trace(wrapper: RefineWrapper) -> LayerTrace:
     """What the layers of the wrapper say of its receptive field, memory and cost; worked out once for each wrapper."""
-    known: LayerTrace | None = getattr(wrapper, "_trace", None)
-    if known is None:
+    if wrapper.layers is None:
         grid = wrapper.tile_grid
         side = -(-max(64, wrapper.backbone.spec.minimum) // grid) * grid
-        known = trace_layers(wrapper, side, side, device=wrapper.backbone.device, dtype=wrapper.backbone.dtype)
-        wrapper._trace = known
-    return known
+        wrapper.layers = trace_layers(wrapper, side, side, device=wrapper.backbone.device, dtype=wrapper.backbone.dtype)
+    return wrapper.layers
 
 
-def plan_for(wrapper: RefineWrapper, height: int, width: int, tile: int | str | None = "auto", halo: int | None = None) -> TilePlan:
+def plan_for(
+    wrapper: RefineWrapper, height: int, width: int, tile: int | str | None = "auto", halo: int | None = None
+) -> TilePlan:
     """How an image of (height, width) would be cut."""
     return plan_tiles(
-        trace(wrapper), height, width, tile=tile, halo=halo, multiple_of=wrapper.tile_grid, exact=wrapper.exact_tiles,
+        trace(wrapper),
+        height,
+        width,
+        tile=tile,
+        halo=halo,
+        multiple_of=wrapper.tile_grid,
+        exact=wrapper.exact_tiles,
         device=wrapper.backbone.device,
-    )  # fmt: skip
+    )
 
 
 def tile_difference(wrapper: RefineWrapper, halo: int) -> float:
@@ -191,18 +210,23 @@ def tile_difference(wrapper: RefineWrapper, halo: int) -> float:
     wrapper.eval()
     try:
         return measure_tiling(
-            wrapper, scale=wrapper.scale, multiple_of=grid, tile=tile, halo=halo, size=(tile, 3 * tile),
+            wrapper,
+            scale=wrapper.scale,
+            multiple_of=grid,
+            tile=tile,
+            halo=halo,
+            size=(tile, 3 * tile),
             device=wrapper.backbone.device,
-        )  # fmt: skip
+        )
     finally:
         wrapper.train(was_training)
 
 
 def _notice(wrapper: RefineWrapper, plan: TilePlan) -> None:
     """Say once for each wrapper that its tiles are not exact, and by how much."""
-    if getattr(wrapper, "_tiles_noticed", False):
+    if wrapper.tiles_noticed:
         return
-    wrapper._tiles_noticed = True
+    wrapper.tiles_noticed = True
     reasons = ", ".join(trace(wrapper).global_operations[:3]) or f"a receptive field of {plan.receptive_radius} pixels"
     difference = tile_difference(wrapper, plan.halo) * 255
     warnings.warn(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone, check_image, load_backbone
+from .backbone import load_backbone
 from .errors import CheckpointError, RefineWrapError
 from .refiner import DEFAULT_PRESET, ORNet, Strength, build_refiner
 
 if TYPE_CHECKING:
     from .images import Picture
+    from .tiling import LayerTrace
 
 
 class RefineWrapper(nn.Module):
@@ -52,6 +53,8 @@ class RefineWrapper(nn.Module):
         self.quality_head = quality_head
         self.strength = strength
         self._disabled = False
+        self.layers: LayerTrace | None = None  # worked out by `refine_wrap.restore.trace` when it is first needed
+        self.tiles_noticed = False
         self.frozen = False
         self.freeze()
 
@@ -73,8 +76,8 @@ class RefineWrapper(nn.Module):
 
         Args:
             lq: (B, 3, H, W), RGB in [0, 1], any size from 1x1 up.
-            strength: in [0, 1]; a number, a (B,) tensor or a (B, 1, H * scale, W * scale) map: 0 keeps fidelity, 1 asks for
-                the most perceptual detail. None is the adapter's own default.
+            strength: in [0, 1]; a number, a (B,) tensor or a (B, 1, H * scale, W * scale) map: 0 keeps fidelity, 1
+                asks for the most perceptual detail. None is the adapter's own default.
             quality: the wanted quality in [0, 1], for a wrapper with a quality head.
 
         Returns:
@@ -117,7 +120,7 @@ class RefineWrapper(nn.Module):
 
     @property
     def tile_grid(self) -> int:
-        """Input pixels that a tile's corner must be a multiple of, so that strides keep the phase they have in the whole."""
+        """Input pixels that a tile's corner is a multiple of, so that strides keep the phase they have in the whole."""
         refiner_grid = getattr(self.refiner, "multiple_of", 1)
         # The refiner's grid is in output pixels; this is the smallest input step that scales to a multiple of it.
         step = refiner_grid // math.gcd(refiner_grid, self.scale)
@@ -136,12 +139,17 @@ class RefineWrapper(nn.Module):
         total, trainable = count(self), sum(p.numel() for p in self.trainable_parameters())
         device = self.backbone.device
         backbone = trace_layers(self.backbone, height, width, device=device, dtype=self.backbone.dtype)
-        refiner = trace_layers(self.refiner, height * self.scale, width * self.scale, device=device, dtype=self.backbone.dtype)
+        refiner = trace_layers(
+            self.refiner, height * self.scale, width * self.scale, device=device, dtype=self.backbone.dtype
+        )
         return {
             "input": [height, width],
             "parameters": {
-                "backbone": count(self.backbone), "refiner": count(self.refiner), "quality_head": count(self.quality_head),
-                "total": total, "trainable": trainable,
+                "backbone": count(self.backbone),
+                "refiner": count(self.refiner),
+                "quality_head": count(self.quality_head),
+                "total": total,
+                "trainable": trainable,
             },
             "trainable_share": trainable / total if total else 0.0,
             "macs": {"backbone": backbone.macs, "refiner": refiner.macs},
@@ -172,13 +180,16 @@ class RefineWrapper(nn.Module):
 
         if not isinstance(self.refiner, ORNet):
             raise RefineWrapError(
-                f"The refiner is a {type(self.refiner).__name__}", "an ORNet, which can be built again from its options",
+                f"The refiner is a {type(self.refiner).__name__}",
+                "an ORNet, which can be built again from its options",
                 "save its state dict yourself and pass the module to RefineWrapper",
             )
         added = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
         for name, value in added.items():
             if not bool(torch.isfinite(value).all()):
-                raise CheckpointError(f"{name} holds values that are not finite", "finite weights", "do not save a broken run")
+                raise CheckpointError(
+                    f"{name} holds values that are not finite", "finite weights", "do not save a broken run"
+                )
         adapter = Adapter(
             kind="refiner",
             config={"refiner": self.refiner.config()},
@@ -243,7 +254,9 @@ class RefineWrapper(nn.Module):
 
         wanted = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
         check_keys(wanted, tensors, what, "the refiner")
-        self.refiner.load_state_dict({name.removeprefix("refiner."): value for name, value in tensors.items()}, strict=True)
+        self.refiner.load_state_dict(
+            {name.removeprefix("refiner."): value for name, value in tensors.items()}, strict=True
+        )
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None, **about: Any) -> str:
         """Save the adapter and upload its files to the Hub; returns the address.
@@ -270,7 +283,8 @@ def _own_backbone(folder: Path, record: Mapping[str, Any] | None) -> Any:
     """What an adapter says its backbone is, where that can be had without asking."""
     if record is None:
         raise CheckpointError(
-            f"The adapter {folder} goes with any backbone and names none", "a backbone",
+            f"The adapter {folder} goes with any backbone and names none",
+            "a backbone",
             "pass backbone=load_backbone(...), or --backbone on the command line",
         )
     tuned = folder / "backbone.safetensors"
@@ -282,6 +296,7 @@ def _own_backbone(folder: Path, record: Mapping[str, Any] | None) -> Any:
         return {key: source[key] for key in ("arch", "options", "weights", "spec") if source.get(key)}
     named = f"{record.get('family')} ({weights})" if weights else f"{record.get('family')}"
     raise CheckpointError(
-        f"The adapter {folder} was made for {named}, a local file that does not come with it", "that backbone",
+        f"The adapter {folder} was made for {named}, a local file that does not come with it",
+        "that backbone",
         "pass backbone=load_backbone(...), or --backbone on the command line",
     )

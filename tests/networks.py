@@ -15,25 +15,90 @@ WINDOWED = {"depths": [1], "num_heads": [2], "embed_dim": 8, "mlp_ratio": 2}
 
 # name -> (architecture, options, what the declaration must say)
 FAMILIES: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
-    "SwinIR x4": ("SwinIR", {**WINDOWED, "img_size": 16, "window_size": 8, "upscale": 4, "upsampler": "pixelshuffle", "img_range": 1.0}, {"scale": 4, "multiple_of": 8}),
-    "SwinIR x2 light": ("SwinIR", {**WINDOWED, "img_size": 16, "window_size": 4, "upscale": 2, "upsampler": "pixelshuffledirect"}, {"scale": 2, "multiple_of": 4}),
-    "SwinIR x1": ("SwinIR", {**WINDOWED, "img_size": 16, "window_size": 7, "upscale": 1, "upsampler": ""}, {"scale": 1, "multiple_of": 7}),
-    "HAT x4": ("HAT", {**WINDOWED, "img_size": 16, "window_size": 8, "upscale": 4, "upsampler": "pixelshuffle", "compress_ratio": 2, "squeeze_factor": 4, "overlap_ratio": 0.5}, {"scale": 4, "multiple_of": 8}),
-    "DAT x2": ("DAT", {"img_size": 16, "embed_dim": 32, "split_size": [4, 8], "depth": [2], "num_heads": [2], "upscale": 2, "upsampler": "pixelshuffle"}, {"scale": 2}),
-    "NAFNet": ("NAFNet", {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]}, {"scale": 1, "multiple_of": 4}),
-    "RRDBNet x4": ("RRDBNet", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 4}, {"scale": 4, "tiling": "exact"}),
-    "RRDBNet x2": ("RRDBNet", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 2}, {"scale": 2, "multiple_of": 2}),
-    "RRDBNet x1": ("RRDBNet", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 1}, {"scale": 1, "multiple_of": 4}),
-    "EDSR x3": ("EDSR", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 3}, {"scale": 3, "tiling": "exact"}),
+    "SwinIR x4": (
+        "SwinIR",
+        {**WINDOWED, "img_size": 16, "window_size": 8, "upscale": 4, "upsampler": "pixelshuffle", "img_range": 1.0},
+        {"scale": 4, "multiple_of": 8},
+    ),
+    "SwinIR x2 light": (
+        "SwinIR",
+        {**WINDOWED, "img_size": 16, "window_size": 4, "upscale": 2, "upsampler": "pixelshuffledirect"},
+        {"scale": 2, "multiple_of": 4},
+    ),
+    "SwinIR x1": (
+        "SwinIR",
+        {**WINDOWED, "img_size": 16, "window_size": 7, "upscale": 1, "upsampler": ""},
+        {"scale": 1, "multiple_of": 7},
+    ),
+    "HAT x4": (
+        "HAT",
+        {
+            **WINDOWED,
+            "img_size": 16,
+            "window_size": 8,
+            "upscale": 4,
+            "upsampler": "pixelshuffle",
+            "compress_ratio": 2,
+            "squeeze_factor": 4,
+            "overlap_ratio": 0.5,
+        },
+        {"scale": 4, "multiple_of": 8},
+    ),
+    "DAT x2": (
+        "DAT",
+        {
+            "img_size": 16,
+            "embed_dim": 32,
+            "split_size": [4, 8],
+            "depth": [2],
+            "num_heads": [2],
+            "upscale": 2,
+            "upsampler": "pixelshuffle",
+        },
+        {"scale": 2},
+    ),
+    "NAFNet": (
+        "NAFNet",
+        {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]},
+        {"scale": 1, "multiple_of": 4},
+    ),
+    "RRDBNet x4": (
+        "RRDBNet",
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 4},
+        {"scale": 4, "tiling": "exact"},
+    ),
+    "RRDBNet x2": (
+        "RRDBNet",
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 2},
+        {"scale": 2, "multiple_of": 2},
+    ),
+    "RRDBNet x1": (
+        "RRDBNet",
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 1},
+        {"scale": 1, "multiple_of": 4},
+    ),
+    "EDSR x3": (
+        "EDSR",
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 3},
+        {"scale": 3, "tiling": "exact"},
+    ),
     "EDSR x4": ("EDSR", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 4}, {"scale": 4}),
-    "RCAN x2": ("RCAN", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_group": 1, "num_block": 1, "upscale": 2}, {"scale": 2, "tiling": "approximate"}),
+    "RCAN x2": (
+        "RCAN",
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_group": 1, "num_block": 1, "upscale": 2},
+        {"scale": 2, "tiling": "approximate"},
+    ),
     "SRVGG x4": ("SRVGGNetCompact", {"num_feat": 8, "num_conv": 2, "upscale": 4}, {"scale": 4, "tiling": "exact"}),
     "SRVGG x2": ("SRVGGNetCompact", {"num_feat": 8, "num_conv": 2, "upscale": 2}, {"scale": 2}),
     "MSRResNet x2": ("MSRResNet", {"num_feat": 8, "num_block": 2, "upscale": 2}, {"scale": 2, "tiling": "exact"}),
     "DnCNN": ("DnCNN", {"in_nc": 3, "out_nc": 3, "nc": 8, "nb": 5, "act_mode": "R"}, {"scale": 1, "tiling": "exact"}),
     "DnCNN grey": ("DnCNN", {"in_nc": 1, "out_nc": 1, "nc": 8, "nb": 5, "act_mode": "BR"}, {"scale": 1, "channels": 1}),
     "SCUNet": ("SCUNet", {"config": [1, 1, 1, 1, 1, 1, 1], "dim": 64}, {"scale": 1, "multiple_of": 64}),
-    "Restormer": ("Restormer", {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 1, 1]}, {"scale": 1, "multiple_of": 8}),
+    "Restormer": (
+        "Restormer",
+        {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 1, 1]},
+        {"scale": 1, "multiple_of": 8},
+    ),
 }
 FROM_BASICSR = {"EDSR", "RCAN", "MSRResNet"}
 

@@ -61,7 +61,9 @@ def test_a_grey_network_runs_each_channel() -> None:
     x = torch.rand(2, 3, 9, 11)
     with torch.no_grad():
         for channel in range(3):
-            torch.testing.assert_close(body(x)[:, channel], body.module(x[:, channel : channel + 1])[:, 0], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                body(x)[:, channel], body.module(x[:, channel : channel + 1])[:, 0], atol=1e-6, rtol=1e-5
+            )
 
 
 def test_padding_is_reflected_then_replicated_and_cropped() -> None:
@@ -102,7 +104,7 @@ def test_probing_leaves_the_module_and_the_random_state_alone() -> None:
         (lambda x: torch.cat([x, x], 1), "as many channels"),
     ],
 )
-def test_a_module_that_is_no_restorer_is_refused(forward, says: str) -> None:  # noqa: ANN001
+def test_a_module_that_is_no_restorer_is_refused(forward, says: str) -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return forward(x)
@@ -160,7 +162,12 @@ def test_hashes_are_over_published_names_and_float32_values(tmp_path: Path) -> N
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.copy_(parameter.half())
-    assert set(ours.published_state_dict()) >= {"conv_first.weight", "body.1.rdb3.conv5.bias", "conv_up2.weight", "conv_hr.bias"}
+    assert set(ours.published_state_dict()) >= {
+        "conv_first.weight",
+        "body.1.rdb3.conv5.bias",
+        "conv_up2.weight",
+        "conv_hr.bias",
+    }
     state = {name: value.half().contiguous() for name, value in ours.published_state_dict().items()}
     save_file(state, tmp_path / "half.safetensors")
     through_spandrel = load_backbone(tmp_path / "half.safetensors")
@@ -179,7 +186,15 @@ def test_hashes_are_over_published_names_and_float32_values(tmp_path: Path) -> N
 def test_computed_buffers_are_no_part_of_the_fingerprint() -> None:
     def swinir(size: int) -> Backbone:
         torch.manual_seed(0)
-        options = {"img_size": size, "window_size": 4, "depths": [2], "num_heads": [2], "embed_dim": 8, "mlp_ratio": 2, "upscale": 2}
+        options = {
+            "img_size": size,
+            "window_size": 4,
+            "depths": [2],
+            "num_heads": [2],
+            "embed_dim": 8,
+            "mlp_ratio": 2,
+            "upscale": 2,
+        }
         return load_backbone("SwinIR", options={**options, "upsampler": "pixelshuffledirect"})
 
     small, large = swinir(8), swinir(16)
@@ -204,7 +219,13 @@ def test_spandrel_networks_that_nobody_declared_keep_spandrels_facts(tmp_path: P
     from spandrel.architectures.SPAN import SPAN
 
     torch.manual_seed(0)
-    save_file({k: v.contiguous() for k, v in SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2).state_dict().items()}, tmp_path / "span.safetensors")
+    save_file(
+        {
+            k: v.contiguous()
+            for k, v in SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2).state_dict().items()
+        },
+        tmp_path / "span.safetensors",
+    )
     body = load_backbone(tmp_path / "span.safetensors")
     assert body.spec.scale == 2 and "value_range" not in body.assumed and "tap" in body.assumed
     with torch.no_grad():
@@ -223,7 +244,12 @@ def test_spandrel_networks_that_nobody_declared_keep_spandrels_facts(tmp_path: P
 )
 def test_real_checkpoints(file: str, family: str, scale: int, channels: int) -> None:
     body = load_backbone(SHARED / "weights" / file)
-    assert (body.spec.family, body.spec.scale, body.spec.channels, body.assumed) == (family, scale, channels, frozenset())
+    assert (body.spec.family, body.spec.scale, body.spec.channels, body.assumed) == (
+        family,
+        scale,
+        channels,
+        frozenset(),
+    )
     with torch.no_grad():
         for height, width in ((1, 1), (3, 2), (17, 24)):
             y = body(torch.rand(1, 3, height, width))

@@ -28,7 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("cli")
     torch.manual_seed(0)
     body = load_backbone("SRVGGNetCompact", options={"num_feat": 8, "num_conv": 16, "upscale": 2})
-    save_file({name: value.contiguous() for name, value in body.published_state_dict().items()}, place / "x2.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in body.published_state_dict().items()}, place / "x2.safetensors"
+    )
     wrapper = RefineWrapper(load_backbone(place / "x2.safetensors"), refiner=TINY)
     with torch.no_grad():
         wrapper.refiner.ending.bias.fill_(0.01)
@@ -56,14 +58,32 @@ def call(*arguments: object) -> int:
 
 
 def test_folder_run_keeps_names_depth_grey_and_alpha(place: Path, tmp_path: Path) -> None:
-    assert call("restore", place / "photos", "-o", tmp_path / "out", "--adapter", place / "adapter", "--backbone", place / "x2.safetensors", "--device", "cpu") == 0
+    assert (
+        call(
+            "restore",
+            place / "photos",
+            "-o",
+            tmp_path / "out",
+            "--adapter",
+            place / "adapter",
+            "--backbone",
+            place / "x2.safetensors",
+            "--device",
+            "cpu",
+        )
+        == 0
+    )
     for source in sorted(p for p in (place / "photos").rglob("*") if p.is_file()):
         before, after = read_image(source), read_image(tmp_path / "out" / source.relative_to(place / "photos"))
         assert (after.height, after.width) == (2 * before.height, 2 * before.width)
-        assert (after.bits, after.grey, after.alpha is None) == (before.bits, before.grey, before.alpha is None), source.name
+        assert (after.bits, after.grey, after.alpha is None) == (before.bits, before.grey, before.alpha is None), (
+            source.name
+        )
 
 
-def test_what_exists_is_skipped_and_replaced_only_when_asked(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_exists_is_skipped_and_replaced_only_when_asked(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ("--backbone", place / "x2.safetensors")
     target = tmp_path / "rgb.png"
     assert call("restore", place / "photos" / "rgb.png", "-o", target, *options) == 0
@@ -91,11 +111,18 @@ def test_strength_reaches_the_refiner(place: Path, tmp_path: Path) -> None:
     wrapper.save_pretrained(tmp_path / "moved")
     common = ("--adapter", tmp_path / "moved", "--backbone", place / "x2.safetensors")
     for value in ("0", "1"):
-        assert call("restore", place / "photos" / "rgb.png", "-o", tmp_path / f"s{value}.png", "--strength", value, *common) == 0
+        assert (
+            call(
+                "restore", place / "photos" / "rgb.png", "-o", tmp_path / f"s{value}.png", "--strength", value, *common
+            )
+            == 0
+        )
     assert (tmp_path / "s0.png").read_bytes() != (tmp_path / "s1.png").read_bytes()
 
 
-def test_one_broken_file_does_not_stop_the_others(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_broken_file_does_not_stop_the_others(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes((place / "photos" / "rgb.png").read_bytes()[:60])
     (tmp_path / "in" / "b.png").write_bytes((place / "photos" / "rgb.png").read_bytes())
@@ -164,9 +191,12 @@ def test_recipe_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def _refine_wrap(*arguments: object, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "refine_wrap.cli.main", *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
+        [sys.executable, "-m", "refine_wrap.cli.main", *map(str, arguments)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,  # type: ignore[call-overload]
+    )
 
 
 def test_help_answers_without_torch() -> None:
@@ -195,15 +225,24 @@ def test_importing_the_wrapper_costs_little_over_torch() -> None:
         "from refine_wrap import RefineWrapper, load_backbone\n"
         "print(used() - before)\n"
     )
-    costs = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    costs = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
     assert sorted(costs)[1] < 0.3, costs
 
 
 def test_basicsr_imports_after_refine_wrap() -> None:
-    if subprocess.run([sys.executable, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('basicsr') is None)"]).returncode:
+    if subprocess.run(
+        [sys.executable, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('basicsr') is None)"]
+    ).returncode:
         pytest.skip("BasicSR is not installed")
     code = "import refine_wrap, sys; assert 'torch' not in sys.modules; from basicsr.archs.swinir_arch import SwinIR; print(SwinIR.__name__)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip().endswith("SwinIR")
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .endswith("SwinIR")
+    )
 
 
 def test_interrupted_run_exits_with_130_and_leaves_no_half_file(place: Path, tmp_path: Path) -> None:
@@ -227,7 +266,12 @@ def test_interrupted_run_exits_with_130_and_leaves_no_half_file(place: Path, tmp
 
 
 def test_two_runs_into_one_folder_leave_whole_files(place: Path, tmp_path: Path) -> None:
-    runs = [_refine_wrap("restore", place / "photos", "-o", tmp_path / "out", "--backbone", place / "x2.safetensors", "--overwrite") for _ in range(2)]
+    runs = [
+        _refine_wrap(
+            "restore", place / "photos", "-o", tmp_path / "out", "--backbone", place / "x2.safetensors", "--overwrite"
+        )
+        for _ in range(2)
+    ]
     for run in runs:
         _, said = run.communicate(timeout=180)
         assert run.returncode == 0, said
@@ -248,44 +292,84 @@ BAD_CALLS: dict[str, tuple[list[str], int, str]] = {
     "tile zero": (["restore", "{}/in", "-o", "{}/o", "--tile", "0"], 2, "--tile"),
     "tile word": (["restore", "{}/in", "-o", "{}/o", "--tile", "big"], 2, "--tile"),
     "negative halo": (["restore", "{}/in", "-o", "{}/o", "--halo", "-1", "--backbone", "{}/x2.safetensors"], 2, "halo"),
-    "strength 2": (["restore", "{}/in", "-o", "{}/o", "--strength", "2", "--backbone", "{}/x2.safetensors"], 2, "strength"),
-    "dtype word": (["restore", "{}/in", "-o", "{}/o", "--dtype", "int8", "--backbone", "{}/x2.safetensors"], 2, "dtype"),
-    "no such device": (["restore", "{}/in", "-o", "{}/o", "--device", "cuda:9", "--backbone", "{}/x2.safetensors"], 2, "device"),
+    "strength 2": (
+        ["restore", "{}/in", "-o", "{}/o", "--strength", "2", "--backbone", "{}/x2.safetensors"],
+        2,
+        "strength",
+    ),
+    "dtype word": (
+        ["restore", "{}/in", "-o", "{}/o", "--dtype", "int8", "--backbone", "{}/x2.safetensors"],
+        2,
+        "dtype",
+    ),
+    "no such device": (
+        ["restore", "{}/in", "-o", "{}/o", "--device", "cuda:9", "--backbone", "{}/x2.safetensors"],
+        2,
+        "device",
+    ),
     "missing backbone": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/no.pth"], 2, "no file"),
     "unknown architecture": (["restore", "{}/in", "-o", "{}/o", "--backbone", "SwinIRR"], 2, "did you mean"),
     "truncated safetensors": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/cut.safetensors"], 2, "safetensors"),
     "truncated pth": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/cut.pth"], 2, "checkpoint"),
     "empty pth": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/empty.pth"], 2, "checkpoint"),
     "pickle with code": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/code.pth"], 2, "more than tensors"),
-    "unknown keys": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/keys.safetensors"], 2, "no known architecture"),
+    "unknown keys": (
+        ["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/keys.safetensors"],
+        2,
+        "no known architecture",
+    ),
     "missing keys": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/lack.safetensors"], 2, "does not fit"),
     "NaN weights": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/nan.safetensors"], 2, "not finite"),
     "not a state dict": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/list.pth"], 2, "no state dict"),
     "no such adapter": (["restore", "{}/in", "-o", "{}/o", "--adapter", "{}/nothing"], 2, "no folder"),
     "a folder that is no adapter": (["restore", "{}/in", "-o", "{}/o", "--adapter", "{}/in"], 2, "not an adapter"),
     "adapter without its backbone": (["restore", "{}/in", "-o", "{}/o", "--adapter", "{}/adapter"], 2, "--backbone"),
-    "adapter on another backbone": (["restore", "{}/in", "-o", "{}/o", "--adapter", "{}/adapter", "--backbone", "{}/x4.safetensors"], 2, "made for"),
-    "revision without adapter": (["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/x2.safetensors", "--revision", "v1"], 2, "--revision"),
+    "adapter on another backbone": (
+        ["restore", "{}/in", "-o", "{}/o", "--adapter", "{}/adapter", "--backbone", "{}/x4.safetensors"],
+        2,
+        "made for",
+    ),
+    "revision without adapter": (
+        ["restore", "{}/in", "-o", "{}/o", "--backbone", "{}/x2.safetensors", "--revision", "v1"],
+        2,
+        "--revision",
+    ),
     "unknown shipped name": (["restore", "{}/in", "-o", "{}/o", "--backbone", "shipped:nothing"], 2, "come with"),
     "malformed hub address": (["restore", "{}/in", "-o", "{}/o", "--backbone", "hf://justone"], 2, "hf://"),
-    "truncated image": (["restore", "{}/bad/cut.png", "-o", "{}/o.png", "--backbone", "{}/x2.safetensors"], 1, "cut.png"),
+    "truncated image": (
+        ["restore", "{}/bad/cut.png", "-o", "{}/o.png", "--backbone", "{}/x2.safetensors"],
+        1,
+        "cut.png",
+    ),
     "empty image": (["restore", "{}/bad/empty.png", "-o", "{}/o.png", "--backbone", "{}/x2.safetensors"], 1, "empty"),
-    "text named png": (["restore", "{}/bad/text.png", "-o", "{}/o.png", "--backbone", "{}/x2.safetensors"], 1, "text.png"),
+    "text named png": (
+        ["restore", "{}/bad/text.png", "-o", "{}/o.png", "--backbone", "{}/x2.safetensors"],
+        1,
+        "text.png",
+    ),
     "alpha into jpg": (["restore", "{}/alpha.png", "-o", "{}/o.jpg", "--backbone", "{}/x2.safetensors"], 1, "alpha"),
-    "output below a file": (["restore", "{}/in/a.png", "-o", "{}/x2.safetensors/o.png", "--backbone", "{}/x2.safetensors"], 1, "o.png"),
+    "output below a file": (
+        ["restore", "{}/in/a.png", "-o", "{}/x2.safetensors/o.png", "--backbone", "{}/x2.safetensors"],
+        1,
+        "o.png",
+    ),
     "full disk": (["restore", "{}/in/a.png", "-o", "/dev/full/o.png", "--backbone", "{}/x2.safetensors"], 1, "full"),
     "unknown option": (["restore", "{}/in", "-o", "{}/o", "--strenght", "1"], 2, "--strength"),
     "unknown verb": (["restor"], 2, "restore"),
     "unknown recipe": (["finetune", "swinir_x5"], 2, "swinir_x4"),
     "recipe key": (["finetune", "swinir_x4", "train.step=3"], 2, "train.steps"),
     "recipe value": (["finetune", "swinir_x4", "train.steps=many"], 2, "train.steps"),
-    "recipe without photos": (["finetune", "nafnet_denoise", "backbone.weights=null", "data.train.gt={}/empty", "output={}/o"], 2, "empty"),
+    "recipe without photos": (
+        ["finetune", "nafnet_denoise", "backbone.weights=null", "data.train.gt={}/empty", "output={}/o"],
+        2,
+        "empty",
+    ),
     "compare one folder": (["compare", "{}/in", "-o", "{}/o.html"], 2, "two or more"),
     "compare nothing in common": (["compare", "{}/in", "{}/bad", "-o", "{}/o.html"], 2, "common"),
     "push what is no adapter": (["push", "{}/in", "org/name"], 2, "not an adapter"),
     "convert what is no ORNet": (["convert", "{}/x2.safetensors", "{}/o"], 2, "not an ORNet"),
     "info about nothing": (["info"], 2, "info"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -316,14 +400,19 @@ def bad(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save([1, 2], bad / "list.pth")
     save_file({"something.weight": torch.ones(3)}, bad / "keys.safetensors")
     save_file({k: v for k, v in state.items() if k != "body.2.bias"}, bad / "lack.safetensors")
-    save_file({k: torch.full_like(v, float("nan")) if k == "body.2.bias" else v for k, v in state.items()}, bad / "nan.safetensors")
+    save_file(
+        {k: torch.full_like(v, float("nan")) if k == "body.2.bias" else v for k, v in state.items()},
+        bad / "nan.safetensors",
+    )
     x4 = load_backbone("SRVGGNetCompact", options={"num_feat": 8, "num_conv": 16, "upscale": 4})
     save_file({k: v.contiguous() for k, v in x4.published_state_dict().items()}, bad / "x4.safetensors")
     return bad
 
 
 @pytest.mark.parametrize("name", list(BAD_CALLS))
-def test_a_bad_call_gets_its_sentence_and_leaves_nothing(name: str, bad: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_call_gets_its_sentence_and_leaves_nothing(
+    name: str, bad: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments, code, says = BAD_CALLS[name]
     monkeypatch.chdir(bad)
     before = {p: p.read_bytes() for p in bad.rglob("*") if p.is_file()}

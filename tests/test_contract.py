@@ -49,10 +49,16 @@ def test_declaration_is_what_the_network_does(name: str) -> None:
         assert isinstance(dict(body.module.named_modules())[body.spec.tap], nn.Module)
     spec = body.spec
     side = max(spec.minimum, spec.multiple_of)
-    for sides in ((side, side), (side, side + spec.multiple_of), (side + 2 * spec.multiple_of, side + 3 * spec.multiple_of)):
+    for sides in (
+        (side, side),
+        (side, side + spec.multiple_of),
+        (side + 2 * spec.multiple_of, side + 3 * spec.multiple_of),
+    ):
         with torch.no_grad():
             y = body.module(torch.rand(1, spec.channels, *sides))
-        assert y.shape == (1, spec.channels, sides[0] * spec.scale, sides[1] * spec.scale), "as declared, without our padding"
+        assert y.shape == (1, spec.channels, sides[0] * spec.scale, sides[1] * spec.scale), (
+            "as declared, without our padding"
+        )
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -114,7 +120,7 @@ def test_only_the_refiner_trains_and_the_backbone_stays_as_it_was(body: Backbone
         assert not torch.equal(wrapper(x), untouched)
 
 
-def test_save_and_load_give_the_same_output_and_only_what_we_added(body: Backbone, tmp_path) -> None:  # noqa: ANN001
+def test_save_and_load_give_the_same_output_and_only_what_we_added(body: Backbone, tmp_path) -> None:
     from safetensors.torch import load_file
 
     wrapper = RefineWrapper(body, refiner=TINY, strength=0.6)
@@ -140,7 +146,11 @@ def test_deepcopy_is_independent(body: Backbone) -> None:
 
 def test_config_and_spec_pickle(body: Backbone) -> None:
     wrapper = RefineWrapper(body, refiner=TINY)
-    assert pickle.loads(pickle.dumps((wrapper.refiner.config(), body.spec, body.source))) == (wrapper.refiner.config(), body.spec, body.source)
+    assert pickle.loads(pickle.dumps((wrapper.refiner.config(), body.spec, body.source))) == (
+        wrapper.refiner.config(),
+        body.spec,
+        body.source,
+    )
 
 
 def test_summary_counts(body: Backbone) -> None:
@@ -184,7 +194,7 @@ def test_freeze_off_lets_the_backbone_train() -> None:
     assert not wrapper.backbone.module.norm.training
 
 
-def test_another_backbone_is_refused_in_one_sentence(tmp_path) -> None:  # noqa: ANN001
+def test_another_backbone_is_refused_in_one_sentence(tmp_path) -> None:
     RefineWrapper(backbone("NAFNet"), refiner=TINY).save_pretrained(tmp_path / "a")
     with pytest.raises(MismatchError) as refused:
         RefineWrapper.from_pretrained(tmp_path / "a", backbone=backbone("DnCNN"))
@@ -198,7 +208,7 @@ def test_another_backbone_is_refused_in_one_sentence(tmp_path) -> None:  # noqa:
     RefineWrapper.from_pretrained(tmp_path / "a", backbone=other, allow_other_weights=True)
 
 
-def test_an_adapter_with_missing_keys_is_refused(tmp_path) -> None:  # noqa: ANN001
+def test_an_adapter_with_missing_keys_is_refused(tmp_path) -> None:
     from refine_wrap.hub import load_adapter, save_adapter
 
     body = backbone("NAFNet")
@@ -225,7 +235,9 @@ def test_what_is_no_image_is_refused(image: object, says: str) -> None:
         RefineWrapper(backbone("DnCNN"), refiner=TINY)(image)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), torch.rand(3), torch.rand(1, 1, 4, 4), torch.tensor([2.0])])
+@pytest.mark.parametrize(
+    "strength", [-0.1, 1.5, float("nan"), torch.rand(3), torch.rand(1, 1, 4, 4), torch.tensor([2.0])]
+)
 def test_a_wrong_strength_is_refused(strength: object) -> None:
     with pytest.raises(ImageError, match="strength"):
         RefineWrapper(backbone("DnCNN"), refiner=TINY)(torch.rand(1, 3, 8, 8), strength)

@@ -623,12 +623,41 @@ def test_all_files_are_of_one_commit(saved: Path, monkeypatch: pytest.MonkeyPatc
         return str(snapshot / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
+    monkeypatch.setattr(remote, "_check_connection", lambda reference, file: None)
     assert resolve("hf://org/name@main") == snapshot
     assert asked == [
         ("org/name", "adapter.json", "main"),
         ("org/name", "adapter.safetensors", commit),
         ("org/name", "README.md", commit),
     ]
+
+
+def test_without_a_network_the_failure_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub's own download tries for 23 s; it is not called, unless the trouble is of a kind that passes."""
+    import huggingface_hub
+
+    trouble: list[Exception] = [type("ConnectError", (Exception,), {})("no route")]
+    asked: list[str] = []
+
+    def metadata(url: str) -> None:
+        raise trouble[-1]
+
+    def download(repo: str, file: str, revision: str | None = None) -> str:
+        asked.append(file)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
+    with pytest.raises(HubError, match="cannot be reached, and x.pth of org/name is not in the cache"):
+        hub.fetch_file("hf://org/name/x.pth")
+    assert asked == []
+    trouble.append(TimeoutError("slow"))
+    assert hub.fetch_file("hf://org/name/x.pth") == tmp_path / "x.pth"
+    trouble.pop()
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: "cached")
+    assert hub.fetch_file("hf://org/name/x.pth") == tmp_path / "x.pth"
+    assert asked == ["x.pth", "x.pth"]
 
 
 # ------------------------------------------------------------------------------------------- a real Hub, and no network

@@ -60,9 +60,12 @@ def _check(python: Path, folder: Path, expected: Path, **environment: str) -> No
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     (folder / "check.py").write_text(WHAT_MUST_WORK)
     done = subprocess.run(
-        [python, folder / "check.py", str(expected)], cwd=folder, env={**clean, "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [python, folder / "check.py", str(expected)],
+        cwd=folder,
+        env={**clean, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "works" in done.stdout, done.stderr
 
 

@@ -17,8 +17,15 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def _run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.parametrize("index", range(len(SNIPPETS)))
@@ -57,6 +64,8 @@ def test_demo_runs_offline(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = tmp_path / "refine-wrap-demo" / "compare.html"
     assert page.stat().st_size > 10_000
-    psnr = {line.split()[1]: float(line.split()[2]) for line in done.stdout.splitlines() if line[:2] in {"1 ", "2 ", "3 "}}
+    psnr = {
+        line.split()[1]: float(line.split()[2]) for line in done.stdout.splitlines() if line[:2] in {"1 ", "2 ", "3 "}
+    }
     assert psnr["restored"] > psnr["noisy"] + 3
     assert psnr["refined"] >= psnr["restored"]

@@ -37,7 +37,12 @@ def test_layout_is_the_published_one() -> None:
     assert len(state) == 178 and sum(v.numel() for v in state.values()) == 17_888_003
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     assert shapes["intro.weight"] == (64, 4, 3, 3) and shapes["ending.weight"] == (3, 64, 3, 3)
-    assert shapes["encoders.2.0.conv2.weight"] == (512, 1, 3, 3) and shapes["middle_blks.0.sca.1.weight"] == (1024, 1024, 1, 1)
+    assert shapes["encoders.2.0.conv2.weight"] == (512, 1, 3, 3) and shapes["middle_blks.0.sca.1.weight"] == (
+        1024,
+        1024,
+        1,
+        1,
+    )
     assert shapes["downs.3.weight"] == (1024, 512, 2, 2) and shapes["ups.0.0.weight"] == (2048, 1024, 1, 1)
     assert shapes["decoders.3.0.beta"] == (1, 64, 1, 1)
 
@@ -61,7 +66,9 @@ def test_strength_steers_and_its_forms_agree(preset: str) -> None:
         weak, strong = net(x, 0.1), net(x, 0.9)
         assert not torch.allclose(weak, strong)
         assert torch.equal(net(x, torch.tensor(0.1)), weak)
-        torch.testing.assert_close(net(x, torch.tensor([0.1, 0.9])), torch.stack([weak[0], strong[1]]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            net(x, torch.tensor([0.1, 0.9])), torch.stack([weak[0], strong[1]]), atol=1e-5, rtol=1e-4
+        )
         assert torch.equal(net(x, torch.full((2, 1, 21, 34), 0.9)), strong)
         half = torch.full((1, 1, 21, 34), 0.1)
         half[..., 17:] = 0.9
@@ -105,9 +112,15 @@ def test_tiles_of_lite_are_exact() -> None:
 
     with torch.no_grad():
         run_tiles(
-            net, lambda t, l, h, w: x[..., t : t + h, l : l + w], write, height=101, width=150, tile=32, halo=trace.receptive_radius,
+            net,
+            lambda top, left, h, w: x[..., top : top + h, left : left + w],
+            write,
+            height=101,
+            width=150,
+            tile=32,
+            halo=trace.receptive_radius,
             multiple_of=net.multiple_of,
-        )  # fmt: skip
+        )
         assert (result - net(x)).abs().max() < 1e-5
 
 

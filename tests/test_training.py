@@ -370,6 +370,7 @@ def test_the_result_is_the_average_and_load_backbone_reads_it(photos: Path) -> N
     assert all(torch.equal(ours[name], value) for name, value in saved.average.items())
     assert any(not torch.equal(value, saved.average[name]) for name, value in saved.weights.items())
     about = json.loads((result / "backbone.json").read_text())
+    assert str(photos.parent) not in json.dumps(about)  # nothing of this machine
     assert about["weights"] == backbone.weights_hash() and about["arch"] == "NAFNet" and about["options"] == TINY_NAFNET
 
 

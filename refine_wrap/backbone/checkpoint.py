@@ -41,7 +41,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
-                f"{path}: {name} holds values that are not finite", "finite weights", "this file was saved from a broken run"
+                f"{path}: {name} holds values that are not finite",
+                "finite weights",
+                "this file was saved from a broken run",
             )
     return state, {**metadata, "unwrapped": used}
 
@@ -68,9 +70,11 @@ def _read_pickle(path: Path) -> Any:
             raise CheckpointError(
                 f"{path} holds more than tensors: {_unsafe_global(str(error))}",
                 "a file that weights-only loading can read",
-                "if you trust it, load it once with torch.load(..., weights_only=False) and save its state dict as safetensors",
+                "if you trust it, load it once with weights_only=False and save its state dict as safetensors",
             ) from None
-        raise CheckpointError(f"{path} is no whole checkpoint", "a file written by torch.save", "copy or download it again") from None
+        raise CheckpointError(
+            f"{path} is no whole checkpoint", "a file written by torch.save", "copy or download it again"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError, IndexError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -97,8 +101,14 @@ def unwrap(content: Any, path: Path | str) -> tuple[dict[str, Tensor], str]:
             content, used = content[key], key
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) and content else type(content).__name__
-        raise CheckpointError(f"{path} holds no state dict (found: {found})", "tensors by name, bare or under " + ", ".join(WRAPPERS))
+        found = (
+            ", ".join(map(str, list(content)[:6]))
+            if isinstance(content, Mapping) and content
+            else type(content).__name__
+        )
+        raise CheckpointError(
+            f"{path} holds no state dict (found: {found})", "tensors by name, bare or under " + ", ".join(WRAPPERS)
+        )
     state = {str(name): value for name, value in content.items()}
     for prefix in ("module.", "netG.", "_orig_mod."):
         if all(name.startswith(prefix) for name in state):
@@ -126,7 +136,8 @@ def check_keys(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: 
     ]
     if faults:
         raise CheckpointError(
-            f"{what} does not fit {network}: keys {'; '.join(faults)}", "every key, and each of the same shape",
+            f"{what} does not fit {network}: keys {'; '.join(faults)}",
+            "every key, and each of the same shape",
             "check the architecture's options against those that the checkpoint was trained with",
         )
 

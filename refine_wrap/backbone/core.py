@@ -85,7 +85,8 @@ class Backbone(nn.Module):
         if dtype in HALF:
             if dtype == torch.float16 and not spec.half_ok:
                 raise RefineWrapError(
-                    f"{spec.family} has float16 weights", "float32 or bfloat16: float16 is not declared safe for it",
+                    f"{spec.family} has float16 weights",
+                    "float32 or bfloat16: float16 is not declared safe for it",
                     "use .float(), .bfloat16() or autocast",
                 )
             x = x.to(dtype)
@@ -107,7 +108,8 @@ class Backbone(nn.Module):
         if not isinstance(y, Tensor) or tuple(y.shape) != expected:
             got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise RefineWrapError(
-                f"{spec.family} returned {got} for an input of {tuple(x.shape)}", f"a tensor of shape {expected}",
+                f"{spec.family} returned {got} for an input of {tuple(x.shape)}",
+                f"a tensor of shape {expected}",
                 "pass Backbone(module, spec={'scale': ...}) or wrap the module so that it returns the image",
             )
         y = y[..., : height * spec.scale, : width * spec.scale]
@@ -154,7 +156,7 @@ class Backbone(nn.Module):
         self.module.load_state_dict(fitting, strict=False)
 
     def _learned(self) -> dict[str, Tensor]:
-        """What training made: the published state dict without the buffers that follow from options and training size."""
+        """What training made: the published state dict without the buffers that are computed."""
         return {name: value for name, value in self.published_state_dict().items() if not _computed(name)}
 
     def structure_hash(self) -> str:
@@ -163,7 +165,7 @@ class Backbone(nn.Module):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def weights_hash(self) -> str:
-        """SHA-256 over the published names and the values as float32: the same for a copy in float16 of float16 values."""
+        """SHA-256 over the published names and the values as float32: a lossless copy in float16 has the same."""
         digest = hashlib.sha256()
         for name, value in sorted(self._learned().items()):
             digest.update(name.encode())
@@ -186,8 +188,8 @@ class Backbone(nn.Module):
             )
         if not allow_other_weights and wanted.get("weights") != self.weights_hash():
             raise MismatchError(
-                f"This adapter was made for {theirs} with weights {_short(wanted.get('weights'))}, this {self.spec.family} has "
-                f"weights {_short(self.weights_hash())}",
+                f"This adapter was made for {theirs} with weights {_short(wanted.get('weights'))}, "
+                f"this {self.spec.family} has weights {_short(self.weights_hash())}",
                 "the very weights that the adapter was trained on",
                 "load those, or pass allow_other_weights=True if you know that they are near",
             )

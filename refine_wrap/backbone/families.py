@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .spec import Spec
 
 Rename = Callable[[str], str]
+Network = Any
+"""A network of the family: which attributes it has is what the functions below rely on."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,6 @@ class Family:
     spec: Callable[[nn.Module], Spec]
     published: Callable[[nn.Module], Rename] | None = None
     """Maps the names of this module's tensors to those of the published checkpoints, where they differ."""
-    lora: tuple[str, ...] = ()
 
 
 def declared(module: nn.Module) -> Spec | None:
@@ -53,54 +55,83 @@ def published_name(module: nn.Module) -> Rename:
     return family.published(module) if family and family.published else lambda name: name
 
 
-def _swinir(m: nn.Module) -> Spec:
+def _swinir(m: Network) -> Spec:
     unshuffle = getattr(m, "start_unshuffle", 1)
     # BasicSR's class does not keep its window; its blocks do.
     window = m.layers[0].residual_group.blocks[0].window_size
     return Spec(
-        "SwinIR", scale=m.upscale // unshuffle, multiple_of=window * unshuffle, minimum=window * unshuffle,
-        channels=m.conv_first.in_channels // unshuffle**2, tap="conv_after_body",
-    )
-
-
-def _hat(m: nn.Module) -> Spec:
-    return Spec(
-        "HAT", scale=m.upscale, multiple_of=m.window_size, minimum=m.window_size, channels=m.conv_first.in_channels,
+        "SwinIR",
+        scale=m.upscale // unshuffle,
+        multiple_of=window * unshuffle,
+        minimum=window * unshuffle,
+        channels=m.conv_first.in_channels // unshuffle**2,
         tap="conv_after_body",
     )
 
 
-def _dat(m: nn.Module) -> Spec:
+def _hat(m: Network) -> Spec:
+    return Spec(
+        "HAT",
+        scale=m.upscale,
+        multiple_of=m.window_size,
+        minimum=m.window_size,
+        channels=m.conv_first.in_channels,
+        tap="conv_after_body",
+    )
+
+
+def _dat(m: Network) -> Spec:
     # The windows pad themselves; below 16 pixels its attention fails.
     return Spec("DAT", scale=m.upscale, minimum=16, channels=m.conv_first.in_channels, tap="conv_after_body")
 
 
-def _nafnet(m: nn.Module) -> Spec:
-    return Spec("NAFNet", multiple_of=2 ** len(m.encoders), channels=m.intro.in_channels, tap=f"decoders.{len(m.decoders) - 1}")
+def _nafnet(m: Network) -> Spec:
+    if not len(m.decoders):
+        raise AttributeError("without decoders there is nothing of the family's to tap")
+    return Spec(
+        "NAFNet", multiple_of=2 ** len(m.encoders), channels=m.intro.in_channels, tap=f"decoders.{len(m.decoders) - 1}"
+    )
 
 
-def _rrdb(m: nn.Module) -> Spec:
+def _rrdb(m: Network) -> Spec:
     # BasicSR folds pixels into channels for scales below 4; its `scale` is already that of the whole network.
     folded = {1: 4, 2: 2}.get(m.scale, 1)
     return Spec(
-        "ESRGAN", scale=m.scale, multiple_of=folded, minimum=2 * folded, channels=m.conv_first.in_channels // folded**2,
-        half_ok=True, tiling="exact", tap="conv_body",
+        "ESRGAN",
+        scale=m.scale,
+        multiple_of=folded,
+        minimum=2 * folded,
+        channels=m.conv_first.in_channels // folded**2,
+        half_ok=True,
+        tiling="exact",
+        tap="conv_body",
     )
 
 
-def _esrgan(m: nn.Module) -> Spec:
+def _esrgan(m: Network) -> Spec:
     folded = m.shuffle_factor or 1
     return Spec(
-        "ESRGAN", scale=m.scale // folded, multiple_of=folded, minimum=2 * folded,
-        channels=m.model[0].in_channels // folded**2, half_ok=True, tiling="exact", tap=f"model.1.sub.{len(m.model[1].sub) - 1}",
+        "ESRGAN",
+        scale=m.scale // folded,
+        multiple_of=folded,
+        minimum=2 * folded,
+        channels=m.model[0].in_channels // folded**2,
+        half_ok=True,
+        tiling="exact",
+        tap=f"model.1.sub.{len(m.model[1].sub) - 1}",
     )
 
 
-def _esrgan_names(m: nn.Module) -> Rename:
+def _esrgan_names(m: Network) -> Rename:
     """spandrel keeps ESRGAN in the layout of 2018; published checkpoints are in BasicSR's."""
     last = len(m.model[1].sub) - 1
     layers = max(int(name.split(".")[1]) for name, _ in m.named_parameters())
-    fixed = {"model.0": "conv_first", f"model.1.sub.{last}": "conv_body", f"model.{layers - 2}": "conv_hr", f"model.{layers}": "conv_last"}
+    fixed = {
+        "model.0": "conv_first",
+        f"model.1.sub.{last}": "conv_body",
+        f"model.{layers - 2}": "conv_hr",
+        f"model.{layers}": "conv_last",
+    }
     fixed |= {f"model.{index}": f"conv_up{index // 3}" for index in range(3, layers - 2, 3)}
 
     def rename(name: str) -> str:
@@ -112,7 +143,7 @@ def _esrgan_names(m: nn.Module) -> Rename:
     return rename
 
 
-def _edsr(m: nn.Module) -> Spec:
+def _edsr(m: Network) -> Spec:
     # The tail is one x3 or a few x2 shuffles; their product is the scale.
     scale = 1
     for layer in m.upsample:
@@ -122,12 +153,12 @@ def _edsr(m: nn.Module) -> Spec:
     )
 
 
-def _rcan_basicsr(m: nn.Module) -> Spec:
+def _rcan_basicsr(m: Network) -> Spec:
     spec = _edsr(m)
     return Spec("RCAN", scale=spec.scale, channels=spec.channels, tap="conv_after_body")
 
 
-def _rcan(m: nn.Module) -> Spec:
+def _rcan(m: Network) -> Spec:
     if hasattr(m, "conv_after_body"):
         return _rcan_basicsr(m)
     folded = getattr(m, "down_factor", 1) if getattr(m, "unshuffle_mod", False) else 1
@@ -136,30 +167,40 @@ def _rcan(m: nn.Module) -> Spec:
     return Spec("RCAN", scale=m.scale, channels=m.head[-1].in_channels, tap=f"body.{len(m.body) - 1}")
 
 
-def _srvgg(m: nn.Module) -> Spec:
+def _srvgg(m: Network) -> Spec:
     return Spec(
-        "SRVGG", scale=m.upscale, channels=m.body[0].in_channels, half_ok=True, tiling="exact", tap=f"body.{len(m.body) - 2}"
+        "SRVGG",
+        scale=m.upscale,
+        channels=m.body[0].in_channels,
+        half_ok=True,
+        tiling="exact",
+        tap=f"body.{len(m.body) - 2}",
     )
 
 
-def _msrresnet(m: nn.Module) -> Spec:
+def _msrresnet(m: Network) -> Spec:
     return Spec(
-        "MSRResNet", scale=m.upscale, channels=m.conv_first.in_channels, half_ok=True, tiling="exact", tap=f"body.{len(m.body) - 1}"
+        "MSRResNet",
+        scale=m.upscale,
+        channels=m.conv_first.in_channels,
+        half_ok=True,
+        tiling="exact",
+        tap=f"body.{len(m.body) - 1}",
     )
 
 
-def _dncnn(m: nn.Module) -> Spec:
+def _dncnn(m: Network) -> Spec:
     first, last = m.model[0], m.model[-1]
     if first.in_channels != last.out_channels:
         raise AttributeError("FDnCNN takes a noise map as well; load_backbone gives it one")
     return Spec("DnCNN", channels=first.in_channels, tiling="exact", tap=f"model.{len(m.model) - 2}")
 
 
-def _scunet(m: nn.Module) -> Spec:
+def _scunet(m: Network) -> Spec:
     return Spec("SCUNet", multiple_of=64, minimum=64, channels=m.m_head[0].in_channels, half_ok=True, tap="m_up1")
 
 
-def _restormer(m: nn.Module) -> Spec:
+def _restormer(m: Network) -> Spec:
     if m.dual_pixel_task:
         raise AttributeError("the dual-pixel Restormer takes six channels")
     return Spec("Restormer", multiple_of=8, minimum=8, channels=m.output.out_channels, tap="refinement")

@@ -17,7 +17,7 @@ from .core import Backbone
 from .families import family_of
 from .spec import Spec
 
-# Names under which BasicSR registers what spandrel has too. Where spandrel's constructor takes other words, they are mapped.
+# Names under which BasicSR registers what spandrel has too, and the words that spandrel's constructor uses instead.
 SPANDREL_TWINS: dict[str, tuple[str, dict[str, str]]] = {
     "SwinIR": ("SwinIR", {}),
     "SRVGGNetCompact": ("Compact", {}),
@@ -67,12 +67,16 @@ def load_backbone(
         if unknown or not (source.get("arch") or source.get("weights")):
             raise RefineWrapError(f"The backbone is given as {dict(source)}", "arch and options, or weights, or both")
         spec = {**dict(source.get("spec") or {}), **dict(spec or {})}
-        arch, options, weights = source.get("arch"), source.get("options") or options, source.get("weights") or weights
-        return load_backbone(arch or weights, options=options, weights=weights if arch else None, spec=spec, device=device)
+        options, weights = source.get("options") or options, source.get("weights") or weights
+        if not source.get("arch"):
+            return load_backbone(source["weights"], options=options, spec=spec, device=device)
+        return load_backbone(source["arch"], options=options, weights=weights, spec=spec, device=device)
     text = str(source)
     if text.startswith(("hf://", "shipped:")) or Path(text).suffix.lower() in SUFFIXES:
         if weights is not None:
-            raise RefineWrapError(f"Weights are given twice: {text} and {weights}", "a checkpoint, or a name with weights")
+            raise RefineWrapError(
+                f"Weights are given twice: {text} and {weights}", "a checkpoint, or a name with weights"
+            )
         backbone = _from_checkpoint(text, options, spec)
     else:
         backbone = _from_name(text, dict(options or {}), weights, spec)
@@ -103,13 +107,19 @@ def _from_checkpoint(text: str, options: Mapping[str, Any] | None, spec: Mapping
     state, metadata = read_checkpoint(path)
     recorded = recorded_architecture(metadata)
     if recorded:
-        backbone = _from_name(recorded["arch"], {**recorded.get("options", {}), **dict(options or {})}, None, {**recorded.get("spec", {}), **dict(spec or {})})
+        backbone = _from_name(
+            recorded["arch"],
+            {**recorded.get("options", {}), **dict(options or {})},
+            None,
+            {**recorded.get("spec", {}), **dict(spec or {})},
+        )
         backbone.load_published(state, str(path))
         backbone.source = {**backbone.source, **record}
         return backbone
     if options:
         raise RefineWrapError(
-            f"Options are given for {path}, whose architecture is read from its keys", "options only with a name",
+            f"Options are given for {path}, whose architecture is read from its keys",
+            "options only with a name",
             "load_backbone('ARCHITECTURE', options=..., weights=...)",
         )
     backbone = _recognise(state, path, spec)
@@ -132,25 +142,37 @@ def _recognise(state: dict[str, Tensor], path: Path, given: Mapping[str, Any] | 
     except (RuntimeError, KeyError, AssertionError, ValueError, IndexError, TypeError) as error:
         raise CheckpointError(
             f"{path} looks like a known architecture but does not fit it ({str(error).splitlines()[0][:120]})",
-            "a complete checkpoint", "copy or download it again, or name the architecture and its options",
+            "a complete checkpoint",
+            "copy or download it again, or name the architecture and its options",
         ) from None
     if not isinstance(descriptor, spandrel.ImageModelDescriptor):
-        raise CheckpointError(f"{path} is {descriptor.architecture.name}, which needs a mask", "a network that takes an image alone")
+        raise CheckpointError(
+            f"{path} is {descriptor.architecture.name}, which needs a mask", "a network that takes an image alone"
+        )
     module = descriptor.model
     spec: Spec | Mapping[str, Any] | None = given
-    # spandrel calls some networks with more than the image; its plain call is a lambda that must not be kept (pickling).
-    plain = type(descriptor._call_fn).__name__ == "function" and descriptor._call_fn.__qualname__.startswith("ImageModelDescriptor.")
+    # spandrel calls some networks with more than the image. Its plain call is a lambda, which pickling refuses.
+    plain = type(descriptor._call_fn).__name__ == "function" and descriptor._call_fn.__qualname__.startswith(
+        "ImageModelDescriptor."
+    )
     call: Callable[[nn.Module, Tensor], Tensor] | None = None if plain else descriptor._call_fn
     if family_of(module) is None:
         size = descriptor.size_requirements
         if descriptor.input_channels not in (1, 3) or descriptor.input_channels != descriptor.output_channels:
             raise CheckpointError(
-                f"{path} ({descriptor.architecture.name}) takes {descriptor.input_channels} channels and gives {descriptor.output_channels}",
+                f"{path} ({descriptor.architecture.name}) takes {descriptor.input_channels} channels "
+                f"and gives {descriptor.output_channels}",
                 "3 or 1 channels in and out",
             )
         known = {
-            "scale": descriptor.scale, "multiple_of": size.multiple_of, "minimum": max(size.minimum, 1), "square": size.square,
-            "channels": descriptor.input_channels, "half_ok": descriptor.supports_half, "value_range": (0.0, 1.0), "order": "rgb",
+            "scale": descriptor.scale,
+            "multiple_of": size.multiple_of,
+            "minimum": max(size.minimum, 1),
+            "square": size.square,
+            "channels": descriptor.input_channels,
+            "half_ok": descriptor.supports_half,
+            "value_range": (0.0, 1.0),
+            "order": "rgb",
         }
         spec = {**known, **dict(given or {}), "family": descriptor.architecture.id}
     else:
@@ -171,7 +193,9 @@ def _registry() -> Any:
     return registry
 
 
-def _from_name(arch: str, options: dict[str, Any], weights: str | Path | None, spec: Mapping[str, Any] | None) -> Backbone:
+def _from_name(
+    arch: str, options: dict[str, Any], weights: str | Path | None, spec: Mapping[str, Any] | None
+) -> Backbone:
     build = _find_class(arch)
     try:
         module = build(**options)
@@ -200,7 +224,9 @@ def _find_class(arch: str) -> Callable[..., Any]:
         try:
             return getattr(importlib.import_module(module_name), name)
         except (ImportError, AttributeError) as error:
-            raise RefineWrapError(f"{arch} cannot be imported: {error}", "package.module:Class on the Python path") from None
+            raise RefineWrapError(
+                f"{arch} cannot be imported: {error}", "package.module:Class on the Python path"
+            ) from None
     arch = NICKNAMES.get(arch, arch)
     registry = _basicsr_registry()
     if registry is not None and arch in registry:
@@ -213,12 +239,15 @@ def _find_class(arch: str) -> Callable[..., Any]:
     if arch in classes:
         return classes[arch]
     if arch in BASICSR_NETWORKS:
-        raise RefineWrapError(f"{arch} comes from BasicSR, which is not installed", "Python below 3.13 and basicsr", "pip install basicsr")
+        raise RefineWrapError(
+            f"{arch} comes from BasicSR, which is not installed", "Python below 3.13 and basicsr", "pip install basicsr"
+        )
     names = sorted({*classes, *BASICSR_NETWORKS, *([name for name, _ in registry] if registry is not None else [])})
     near = difflib.get_close_matches(arch, names, 1, cutoff=0.5)
     raise RefineWrapError(
         f"There is no architecture {arch!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-        f"a checkpoint file, or one of {', '.join(names[:12])}, ...", "refine-wrap info --architectures lists them all",
+        f"a checkpoint file, or one of {', '.join(names[:12])}, ...",
+        "refine-wrap info --architectures lists them all",
     )
 
 
@@ -242,7 +271,11 @@ def _spandrel_classes() -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     for support in _registry():
         package = importlib.import_module(type(support.architecture).__module__)
-        networks = [n for n in package.__all__ if isinstance(getattr(package, n), type) and issubclass(getattr(package, n), nn.Module)]
+        networks = [
+            n
+            for n in package.__all__
+            if isinstance(getattr(package, n), type) and issubclass(getattr(package, n), nn.Module)
+        ]
         found |= {name: getattr(package, name) for name in networks}
         if len(networks) == 1:
             found[support.architecture.id] = getattr(package, networks[0])

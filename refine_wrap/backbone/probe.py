@@ -61,7 +61,8 @@ def _probe(module: nn.Module, call: Call, like: Tensor, given: dict[str, Any]) -
         if not isinstance(y, Tensor) or y.ndim != 4:
             what = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise RefineWrapError(
-                f"{type(module).__name__} returns {what} for an input of {tuple(x.shape)}", "one image, (B, C, H, W)",
+                f"{type(module).__name__} returns {what} for an input of {tuple(x.shape)}",
+                "one image, (B, C, H, W)",
                 "wrap it in a module that returns the image alone",
             )
         return y
@@ -76,7 +77,7 @@ def _probe(module: nn.Module, call: Call, like: Tensor, given: dict[str, Any]) -
             break
     if first is None:
         raise RefineWrapError(
-            f"{type(module).__name__} does not run on an image of 3 or 1 channels and 64 to 256 pixels: {errors[0][:160]}",
+            f"{type(module).__name__} does not run on 3 or 1 channels of 64 to 256 pixels: {errors[0][:160]}",
             "a network that takes (B, C, H, W) and returns the restored image",
             "pass Backbone(module, spec={...}) with what it needs, or wrap it",
         )
@@ -91,12 +92,19 @@ def _probe(module: nn.Module, call: Call, like: Tensor, given: dict[str, Any]) -
         y = run(channels, height, width)
         return y is not None and y.shape[-2:] == (height * scale, width * scale)
 
-    multiple = given.get("multiple_of") or next((m for m in MULTIPLES if m <= size and fits(*_odd_sizes(m, size))), size)
+    multiple = given.get("multiple_of") or next(
+        (m for m in MULTIPLES if m <= size and fits(*_odd_sizes(m, size))), size
+    )
     sides = [multiple * k for k in (1, 2, 3, 4, 6, 8, 12, 16) if multiple * k < size]
     minimum = given.get("minimum") or next((s for s in sides if fits(s, s)), size)
     tap = given.get("tap") or _find_tap(module, call, run, channels, size)
     spec = Spec(
-        family=type(module).__name__, scale=scale, multiple_of=multiple, minimum=minimum, channels=channels, tap=tap,
+        family=type(module).__name__,
+        scale=scale,
+        multiple_of=multiple,
+        minimum=minimum,
+        channels=channels,
+        tap=tap,
         tiling="approximate",
     )
     return spec, frozenset({"value_range", "order", "half_ok", "tiling", "tap"} - set(given))
@@ -108,13 +116,20 @@ def _odd_sizes(multiple: int, size: int) -> tuple[int, int]:
     return multiple * (count + 1 - count % 2), multiple * (count + 3 - count % 2)
 
 
-def _find_tap(module: nn.Module, call: Call, run: Callable[[int, int, int], Tensor | None], channels: int, size: int) -> str | None:
-    """The last layer that leaves many feature maps at the input's own resolution: deep features before the output's tail."""
+def _find_tap(
+    module: nn.Module, call: Call, run: Callable[[int, int, int], Tensor | None], channels: int, size: int
+) -> str | None:
+    """The last layer that leaves many maps at the input's own resolution: deep features before the output's tail."""
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:] == (size, size) and output.shape[1] > 4 * channels:
+            if (
+                isinstance(output, Tensor)
+                and output.ndim == 4
+                and output.shape[-2:] == (size, size)
+                and output.shape[1] > 4 * channels
+            ):
                 found.append(name)
 
         return hook

@@ -30,7 +30,7 @@ class Spec:
     half_ok: bool = False
     """Whether float16 is safe. bfloat16 is always allowed."""
     tiling: Tiling = "approximate"
-    """exact: a tile with a halo over the receptive field equals the whole. approximate: windows or global statistics."""
+    """exact: a tile whose halo covers the receptive field equals the whole. approximate: windows, global statistics."""
     tap: str | None = None
     """Name of the submodule whose output, (B, C, h, w), a quality head reads and steers."""
     square: bool = False

@@ -60,7 +60,9 @@ def device_named(name: str) -> str:
     return name
 
 
-def load_wrapper(adapter: str | None, backbone: str | None, revision: str | None, other_weights: bool, device: str) -> RefineWrapper:
+def load_wrapper(
+    adapter: str | None, backbone: str | None, revision: str | None, other_weights: bool, device: str
+) -> RefineWrapper:
     """The wrapper that the options name: an adapter, a bare backbone, both, or the shipped default."""
     from ..backbone import load_backbone
     from ..wrapper import RefineWrapper
@@ -70,7 +72,11 @@ def load_wrapper(adapter: str | None, backbone: str | None, revision: str | None
             raise RefineWrapError("--revision is given without --adapter", "hf://org/name/file@revision for a backbone")
         return RefineWrapper(load_backbone(backbone, device=device)).eval()
     return RefineWrapper.from_pretrained(
-        adapter or DEFAULT_ADAPTER, backbone=backbone, revision=revision, allow_other_weights=other_weights, device=device
+        adapter or DEFAULT_ADAPTER,
+        backbone=backbone,
+        revision=revision,
+        allow_other_weights=other_weights,
+        device=device,
     )
 
 

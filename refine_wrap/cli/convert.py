@@ -9,11 +9,17 @@ import typer
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A published ORNet checkpoint (.pkl, .pth, .safetensors).", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A published ORNet checkpoint (.pkl, .pth, .safetensors).", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(help="The adapter folder to write.", show_default=False)],
-    strength: Annotated[float, typer.Option(help="The adapter's default strength; the published code evaluates at 0.3.")] = 0.3,
-    licence: Annotated[str | None, typer.Option(help="SPDX identifier of the weights' licence, for the card.", show_default=False)] = None,
-) -> None:  # fmt: skip
+    strength: Annotated[
+        float, typer.Option(help="The adapter's default strength; the published code evaluates at 0.3.")
+    ] = 0.3,
+    licence: Annotated[
+        str | None, typer.Option(help="SPDX identifier of the weights' licence, for the card.", show_default=False)
+    ] = None,
+) -> None:
     """Turn a published ORNet checkpoint into an adapter (read weights-only: no code in it is run)."""
     from ..hub import Adapter, save_adapter
     from ..refiner import ornet_from_published

@@ -20,7 +20,9 @@ CAMERA = {
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures and the page.")] = Path("refine-wrap-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures and the page.")] = Path(
+        "refine-wrap-demo"
+    ),
 ) -> None:
     """Restore a noisy photo with the shipped denoiser and refiner, and write the pictures and a comparison page."""
     import time
@@ -43,9 +45,11 @@ def demo(
         for name, picture in steps.items():
             write_image(out / name / "photo.png", picture, overwrite=True)
         page = compare_page(
-            [out / name for name in list(steps)[:3]], out / "compare.html", reference=out / "clean",
+            [out / name for name in list(steps)[:3]],
+            out / "compare.html",
+            reference=out / "clean",
             title="Refine-Wrap demo: a noisy photo, restored, refined",
-        )  # fmt: skip
+        )
     typer.echo(_table(steps))
     typer.echo(f"Done in {time.monotonic() - start:.0f} s. Open {page} in a browser; the pictures are beside it.")
 
@@ -57,14 +61,14 @@ def _with_noise(clean: Picture) -> Picture:
     from ..images import Picture
 
     image = clean.pixels.astype(np.float32) / 255
-    return Picture(degrade(image, Degradation(**CAMERA), np.random.default_rng(SEED)))
+    return Picture(degrade(image, Degradation.model_validate(CAMERA), np.random.default_rng(SEED)))
 
 
 def _table(steps: dict[str, Picture]) -> str:
     from ..evaluation import Protocol
 
     measures = [Protocol("PSNR"), Protocol("SSIM")]
-    rows = [" " * 12 + "".join(f"{str(measure):>36}" for measure in measures)]
+    rows = [" " * 12 + "".join(f"{measure!s:>36}" for measure in measures)]
     for name, picture in steps.items():
         if name != "clean":
             values = (float(measure(picture.tensor(), steps["clean"].tensor())) for measure in measures)

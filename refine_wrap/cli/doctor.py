@@ -10,8 +10,21 @@ from pathlib import Path
 
 import typer
 
-REQUIRED = ("torch", "torchvision", "spandrel", "safetensors", "huggingface_hub", "accelerate", "pydantic", "pillow", "opencv-python")
-OPTIONAL = {"basicsr": "BasicSR's registry (EDSR, RCAN, MSRResNet)", "spandrel_extra_arches": "Restormer, SRFormer and others"}
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "spandrel",
+    "safetensors",
+    "huggingface_hub",
+    "accelerate",
+    "pydantic",
+    "pillow",
+    "opencv-python",
+)
+OPTIONAL = {
+    "basicsr": "BasicSR's registry (EDSR, RCAN, MSRResNet)",
+    "spandrel_extra_arches": "Restormer, SRFormer and others",
+}
 
 
 def doctor() -> int:

@@ -8,11 +8,20 @@ import typer
 
 
 def finetune(
-    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's, e.g. train.steps=100.", show_default=False)] = None,
-    resume: Annotated[str, typer.Option(help="auto: go on from the run's newest checkpoint; never; or a checkpoint.")] = "auto",
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Values that replace the recipe's, e.g. train.steps=100.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on from the run's newest checkpoint; never; or a checkpoint.")
+    ] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Fine-tune from a recipe."""
     from ..recipe import Recipe
     from ..training import finetune as train

@@ -10,13 +10,20 @@ import typer
 
 
 def info(
-    what: Annotated[str | None, typer.Argument(help="A checkpoint, an architecture, an adapter or a recipe.", show_default=False)] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="The backbone of an adapter that does not name one.", show_default=False)] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="A checkpoint, an architecture, an adapter or a recipe.", show_default=False)
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", "-b", help="The backbone of an adapter that does not name one.", show_default=False),
+    ] = None,
     size: Annotated[int, typer.Option(help="Side of the input for which multiply-adds are counted.")] = 256,
     measure: Annotated[bool, typer.Option(help="Measure what tiles cost, on a test picture.")] = True,
-    architectures: Annotated[bool, typer.Option("--architectures", help="List the architectures that can be named.")] = False,
+    architectures: Annotated[
+        bool, typer.Option("--architectures", help="List the architectures that can be named.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show what is declared, measured or assumed of a backbone, an adapter or a recipe."""
     from ..errors import RefineWrapError
     from .common import notices
@@ -28,7 +35,9 @@ def info(
             _print({"architectures": names()}, as_json)
             return
         if what is None:
-            raise RefineWrapError("info was asked about nothing", "a checkpoint, an architecture, an adapter or a recipe")
+            raise RefineWrapError(
+                "info was asked about nothing", "a checkpoint, an architecture, an adapter or a recipe"
+            )
         _print(_about(what, backbone, size, measure), as_json)
 
 
@@ -72,10 +81,16 @@ def _about_adapter(what: str, backbone: str | None, size: int, measure: bool) ->
 
     adapter = load_adapter(resolve(what))
     about: dict[str, Any] = {
-        "kind": f"adapter ({adapter.kind})", "made by": f"refine-wrap {adapter.version}", "strength": adapter.strength,
-        "config": adapter.config, "made for": adapter.backbone or "any backbone", "metrics": adapter.metrics,
-        "data": adapter.data, "scorers": adapter.scorers, "licence": adapter.licence,
-    }  # fmt: skip
+        "kind": f"adapter ({adapter.kind})",
+        "made by": f"refine-wrap {adapter.version}",
+        "strength": adapter.strength,
+        "config": adapter.config,
+        "made for": adapter.backbone or "any backbone",
+        "metrics": adapter.metrics,
+        "data": adapter.data,
+        "scorers": adapter.scorers,
+        "licence": adapter.licence,
+    }
     try:
         wrapper = RefineWrapper.from_pretrained(what, backbone=backbone)
     except CheckpointError as error:
@@ -95,7 +110,9 @@ def _about_wrapper(wrapper: Any, size: int, measure: bool) -> dict[str, Any]:
         "grid": wrapper.tile_grid,
         "global operations": list(layers.global_operations) or "none",
     }
-    tiles["equal to the whole"] = wrapper.exact_tiles and not layers.global_operations and tiles["halo"] >= layers.receptive_radius
+    tiles["equal to the whole"] = (
+        wrapper.exact_tiles and not layers.global_operations and tiles["halo"] >= layers.receptive_radius
+    )
     if measure:
         tiles["largest difference"] = f"{tile_difference(wrapper, tiles['halo']) * 255:.3g}/255 on a test picture"
     return {

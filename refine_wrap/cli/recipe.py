@@ -35,7 +35,9 @@ def show(name: Annotated[str, typer.Argument(help="A shipped recipe, or a YAML f
 
 @recipe.command()
 @guarded
-def schema(out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file.", show_default=False)] = None) -> None:
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file.", show_default=False)] = None,
+) -> None:
     """Print the JSON schema of recipes, for editors."""
     from ..folder import atomic_path
     from ..recipe import recipe_schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,22 +14,59 @@ if TYPE_CHECKING:
 def restore(
     image: Annotated[Path, typer.Argument(help="A photo, or a folder of photos.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The output file or folder.", show_default=False)],
-    adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Adapter: a folder, org/name on the Hub, or shipped:NAME. [default: the denoiser that comes with the package]", show_default=False)] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Backbone: a checkpoint, hf://org/name/file@revision, shipped:NAME. Alone it runs bare.", show_default=False)] = None,
-    strength: Annotated[float | None, typer.Option(help="0 keeps fidelity, 1 asks for the most detail. [default: the adapter's own]", show_default=False)] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            "-a",
+            help="Adapter: a folder, org/name on the Hub, shipped:NAME. [default: the shipped denoiser]",
+            show_default=False,
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="Backbone: a checkpoint, hf://org/name/file@revision, shipped:NAME. Alone it runs bare.",
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="0 keeps fidelity, 1 asks for the most detail. [default: the adapter's own]", show_default=False
+        ),
+    ] = None,
     tile: Annotated[str, typer.Option(help="auto, none, or a side in input pixels.")] = "auto",
-    halo: Annotated[int | None, typer.Option(help="Input pixels around each tile. [default: the receptive field]", show_default=False)] = None,
+    halo: Annotated[
+        int | None,
+        typer.Option(help="Input pixels around each tile. [default: the receptive field]", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    ext: Annotated[str | None, typer.Option(help="Format of the outputs: png, jpg, webp, tif. [default: as the input]", show_default=False)] = None,
+    ext: Annotated[
+        str | None,
+        typer.Option(help="Format of the outputs: png, jpg, webp, tif. [default: as the input]", show_default=False),
+    ] = None,
     suffix: Annotated[str, typer.Option(help="Added to each name, before its ending.")] = "",
     bits: Annotated[int | None, typer.Option(help="8 or 16. [default: as the input]", show_default=False)] = None,
     recursive: Annotated[bool, typer.Option(help="Take the folders below, too.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; otherwise they are skipped.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an adapter on the Hub.", show_default=False)] = None,
-    allow_other_weights: Annotated[bool, typer.Option("--allow-other-weights", help="Accept a backbone of the same structure with other weights than the adapter was trained on.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace outputs that exist; otherwise they are skipped.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of an adapter on the Hub.", show_default=False)
+    ] = None,
+    allow_other_weights: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-weights",
+            help="Accept a backbone of the same structure with other weights than the adapter was trained on.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-) -> int:  # fmt: skip
+) -> int:
     """Restore a photo or a folder of photos."""
     from ..errors import RefineWrapError
     from ..folder import IMAGE_SUFFIXES, list_images, plan_outputs
@@ -41,13 +78,15 @@ def restore(
     if bits not in (None, 8, 16):
         raise RefineWrapError(f"--bits is {bits}", "8 or 16")
     if image.is_dir() and out.suffix.lower() in IMAGE_SUFFIXES:
-        raise RefineWrapError(f"{image} is a folder and the output {out} is a file by its name", "a folder for the outputs")
+        raise RefineWrapError(
+            f"{image} is a folder and the output {out} is a file by its name", "a folder for the outputs"
+        )
     side = _tile_side(tile)
     inputs = list_images(image, recursive, skip=out) if image.is_dir() else [image]
     jobs = plan_outputs(inputs, image, out, ext=ext, suffix=suffix)
     with notices():
         wrapper = load_wrapper(adapter, backbone, revision, allow_other_weights, device_named(device))
-        options = {"strength": strength, "tile": side, "halo": halo, "dtype": dtype, "bits": bits}
+        options: dict[str, Any] = {"strength": strength, "tile": side, "halo": halo, "dtype": dtype, "bits": bits}
         _check_options(wrapper, options)
         return _run(wrapper, jobs, options, overwrite, quiet)
 
@@ -62,24 +101,31 @@ def _tile_side(text: str) -> int | str | None:
     return int(text)
 
 
-def _check_options(wrapper: RefineWrapper, options: dict[str, object]) -> None:
+def _check_options(wrapper: RefineWrapper, options: dict[str, Any]) -> None:
     """Have a wrong strength, halo or dtype refused once, and not for each photo."""
     import torch
 
     from ..restore import restore as restore_image
 
     side = wrapper.backbone.spec.minimum
-    restore_image(wrapper, torch.zeros(1, 3, side, side), **options)  # type: ignore[arg-type]
+    restore_image(wrapper, torch.zeros(1, 3, side, side), **options)
 
 
-def _run(wrapper: RefineWrapper, jobs: list[tuple[Path, Path]], options: dict[str, object], overwrite: bool, quiet: bool) -> int:
+def _run(
+    wrapper: RefineWrapper, jobs: list[tuple[Path, Path]], options: dict[str, Any], overwrite: bool, quiet: bool
+) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..folder import process
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         photos = progress.add_task("photos", total=len(jobs))
         tiles = progress.add_task("tiles", total=1, visible=False)

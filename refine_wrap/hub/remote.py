@@ -100,7 +100,8 @@ def _download(reference: Reference, file: str, *, asked: Reference | None = None
     from huggingface_hub import hf_hub_download
 
     try:
-        _check_connection(reference, file)
+        if asked is None:  # the other files of a repository follow one that was just fetched
+            _check_connection(reference, file)
         return Path(hf_hub_download(reference.repo, file, revision=reference.revision))
     except Exception as error:  # huggingface_hub raises many kinds, and those of its HTTP library, which changes
         raise download_failure(error, asked or reference, file) from error

@@ -166,6 +166,15 @@ def _wrap(recipe: Recipe, backbone: Backbone) -> RefineWrapper:
     return RefineWrapper(backbone, refiner=options, strength=recipe.strength.default)
 
 
+def without_places(value: Any) -> Any:
+    """A recipe's data with absolute paths cut to their last part: a machine's folders say nothing elsewhere."""
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
     """A trained backbone as `folder/backbone/NAME.safetensors` and `backbone.json`.
 
@@ -200,7 +209,7 @@ def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: lis
         "scale": backbone.spec.scale,
         "structure": backbone.structure_hash(),
         "weights": backbone.weights_hash(),
-        "recipe": recipe.to_dict(),
+        "recipe": without_places(recipe.to_dict()),
         "metrics": metrics,
         "data": [source.model_dump(exclude_none=True) for source in recipe.data.sources],
         "licence": recipe.licence,
