@@ -28,7 +28,7 @@ class _FunctionalTensor(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Make `import basicsr` work with today's torchvision. `import refine_wrap` calls it; a second call does nothing."""
+    """Make `import basicsr` work with today's torchvision. `import refine_wrap` calls it; again: nothing."""
     if not any(isinstance(finder, _FunctionalTensor) for finder in sys.meta_path):
         sys.meta_path.append(_FunctionalTensor())
 

@@ -49,7 +49,7 @@ class ORNet(nn.Module):
             neighbourhood and tiles are exact.
         train_size: None pools over the whole image, as official. A number, the side of the training crops in pixels,
             pools over windows of that size at every level, so that large images meet the statistics of training
-            (local pooling, Chu et al., ECCV 2022). Not for converted checkpoints that were evaluated with global pooling.
+            (local pooling, Chu et al., ECCV 2022). Not for checkpoints that were made with global pooling.
     """
 
     def __init__(
