@@ -13,7 +13,7 @@ from torch import Tensor
 from .backbone import check_image
 from .errors import ImageError, RefineWrapError
 from .images import Picture, bleed_alpha, read_image, resize_alpha, write_image
-from .tiling import LayerTrace, TilePlan, measure_tiling, plan_tiles, run_tiles, trace_layers
+from .tiling import LayerTrace, TilePlan, is_out_of_memory, measure_tiling, plan_tiles, run_tiles, trace_layers
 
 if TYPE_CHECKING:
     from .wrapper import RefineWrapper
@@ -228,10 +228,15 @@ def _notice(wrapper: RefineWrapper, plan: TilePlan) -> None:
         return
     wrapper.tiles_noticed = True
     reasons = ", ".join(trace(wrapper).global_operations[:3]) or f"a receptive field of {plan.receptive_radius} pixels"
-    difference = tile_difference(wrapper, plan.halo) * 255
+    try:
+        cost = f"largest difference {tile_difference(wrapper, plan.halo) * 255:.2g}/255 on a test picture"
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        cost = "by how much could not be measured in the memory there is"
     warnings.warn(
         f"Tiles of {plan.tile} pixels with a halo of {plan.halo} do not equal the whole image with "
-        f"{wrapper.backbone.spec.family} ({reasons}): largest difference {difference:.2g}/255 on a test picture. "
+        f"{wrapper.backbone.spec.family} ({reasons}): {cost}. "
         "tile=None runs the whole image at once where memory allows.",
         stacklevel=5,
     )

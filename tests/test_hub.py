@@ -649,7 +649,7 @@ def test_without_a_network_the_failure_comes_at_once(tmp_path: Path, monkeypatch
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **options: None)
-    with pytest.raises(HubError, match="cannot be reached, and x.pth of org/name is not in the cache"):
+    with pytest.raises(HubError, match=r"cannot be reached, and x\.pth of org/name is not in the cache"):
         hub.fetch_file("hf://org/name/x.pth")
     assert asked == []
     trouble.append(TimeoutError("slow"))

@@ -2,7 +2,7 @@
 
 from .measure import measure_tiling, photo_like
 from .plan import DEFAULT_HALO, TilePlan, memory_budget, plan_tiles
-from .run import TileReport, run_tiles
+from .run import TileReport, is_out_of_memory, run_tiles
 from .trace import LayerTrace, trace_layers
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LayerTrace",
     "TilePlan",
     "TileReport",
+    "is_out_of_memory",
     "measure_tiling",
     "memory_budget",
     "photo_like",

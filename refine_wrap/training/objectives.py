@@ -182,7 +182,7 @@ def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: lis
         CheckpointError: a weight is not finite.
         OutputError: the folder cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from .. import __version__
     from ..folder import atomic_path
@@ -197,9 +197,9 @@ def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: lis
     target = folder / "backbone" / f"{recipe.name}.safetensors"
     with atomic_path(target) as temporary:
         # Of a network that spandrel recognises by its keys nothing needs to be recorded.
-        save_file(
-            tensors, temporary, {"format": "pt", **({BACKBONE_KEY: json.dumps(rebuild)} if "arch" in rebuild else {})}
-        )
+        metadata = {"format": "pt", **({BACKBONE_KEY: json.dumps(rebuild)} if "arch" in rebuild else {})}
+        # Through bytes: safetensors' own files are readable by their owner alone, whatever the umask.
+        temporary.write_bytes(save(tensors, metadata))
     about = {
         "format_version": 1,
         "file": target.name,
