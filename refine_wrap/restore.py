@@ -50,7 +50,7 @@ def restore(
         strength: in [0, 1]; None is the adapter's default.
         quality: for a wrapper with a quality head.
         tile: "auto", a side in input pixels, or None for the whole image at once.
-        halo: input pixels around a tile; None is the receptive field, at most 64.
+        halo: input pixels around a tile; None is the receptive field, at most 96.
         dtype: "float32", "bfloat16" or "float16", by autocast.
         bits: 8 or 16 for the output; None as it came.
         overwrite: replace an existing `output`.

@@ -42,6 +42,20 @@ def test_setup_lists_every_package() -> None:
     assert listed == found | {"refine_wrap.adapters", "refine_wrap.weights"}
 
 
+def test_shipped_weights_are_small_whole_and_have_cards() -> None:
+    from refine_wrap.resources import manifest, verify_weights, weights_dir
+
+    entries = manifest()["local"]
+    assert {"demo_denoiser", "demo_refiner"} <= {entry["name"] for entry in entries}
+    assert all(check.ok for check in verify_weights())
+    assert sum(entry["bytes"] for entry in entries) < 6_000_000
+    for entry in entries:
+        card = (weights_dir() / entry["card"]).read_text(encoding="utf-8")
+        assert "licence" in card.lower() and "CC-BY-SA-4.0" in card
+    listed = {entry["file"] for entry in entries}
+    assert {str(p.relative_to(weights_dir())) for p in weights_dir().rglob("*.safetensors")} == listed
+
+
 def _environment(place: Path) -> Path:
     """A fresh environment that borrows the dependencies of this one, but not its refine_wrap."""
     venv.create(place, with_pip=True)

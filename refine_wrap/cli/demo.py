@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 PHOTO = "demo_photo.png"
 SEED = 7
 CAMERA = {
-    "noise": {"kind": "poisson-gaussian", "sigma": 18.0, "shot": 0.6, "correlation": 0.4, "channel_spread": 0.2},
+    "blur": {"sigma": 0.9},
+    "noise": {"kind": "poisson-gaussian", "sigma": 12.0, "shot": 0.6, "correlation": 0.4, "channel_spread": 0.2},
     "jpeg": {"quality": 92},
 }
-"""A high-ISO photo saved by a camera: sigma 18/255 at mid-grey, smeared by demosaicking, JPEG 92."""
+"""A high-ISO photo through a soft lens: blur of 0.9 pixels, noise of 12/255 at mid-grey, smeared, JPEG 92."""
 
 
 def demo(

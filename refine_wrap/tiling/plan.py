@@ -11,7 +11,7 @@ from ..errors import RefineWrapError
 from .run import round_up, smallest_tile
 from .trace import LayerTrace
 
-DEFAULT_HALO = 64
+DEFAULT_HALO = 96
 """Widest halo taken unasked, in input pixels: beyond it the tiles cost more than they gain."""
 
 _CUDA_SHARE = 0.6  # the rest: workspaces of kernels, fragments, other programs
