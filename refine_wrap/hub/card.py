@@ -156,7 +156,9 @@ def _rounded(value: Any) -> Any:
 
 def _limits(record: Mapping[str, Any]) -> str:
     lines = ["It was trained for the degradations of its recipe; on others it may add detail that was never there."]
-    if record["kind"] == "refiner":
+    if (record["recipe"] or {}).get("objective") == "refine":
+        lines.append("It was trained toward one target, the ground truth, at every strength: the strength changes little.")
+    elif record["kind"] == "refiner":
         lines.append("A higher strength asks for more perceptual detail at the cost of fidelity; 0 keeps fidelity.")
     if record["scorers"]:
         names = ", ".join(record["scorers"])
