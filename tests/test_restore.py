@@ -177,7 +177,7 @@ def test_training_mode_is_left_as_it_was_and_existing_files_are_kept(tmp_path: P
     wrapper.restore(picture(8, 8), tmp_path / "a.png")
     assert wrapper.training and not wrapper.backbone.training
     before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(OutputError, match="a.png"):
+    with pytest.raises(OutputError, match=r"a\.png"):
         wrapper.restore(picture(9, 9), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
     wrapper.restore(picture(9, 9), tmp_path / "a.png", overwrite=True)

@@ -157,7 +157,7 @@ def _rounded(value: Any) -> Any:
 def _limits(record: Mapping[str, Any]) -> str:
     lines = ["It was trained for the degradations of its recipe; on others it may add detail that was never there."]
     if (record["recipe"] or {}).get("objective") == "refine":
-        lines.append("It was trained toward one target, the ground truth, at every strength: the strength changes little.")
+        lines.append("It was trained toward the ground truth at every strength: the strength changes little.")
     elif record["kind"] == "refiner":
         lines.append("A higher strength asks for more perceptual detail at the cost of fidelity; 0 keeps fidelity.")
     if record["scorers"]:
