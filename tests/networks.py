@@ -64,17 +64,17 @@ FAMILIES: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     ),
     "RRDBNet x4": (
         "RRDBNet",
-        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 4},
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 32, "scale": 4},
         {"scale": 4, "tiling": "exact"},
     ),
     "RRDBNet x2": (
         "RRDBNet",
-        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 2},
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 32, "scale": 2},
         {"scale": 2, "multiple_of": 2},
     ),
     "RRDBNet x1": (
         "RRDBNet",
-        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 1},
+        {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 32, "scale": 1},
         {"scale": 1, "multiple_of": 4},
     ),
     "EDSR x3": (

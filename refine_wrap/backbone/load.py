@@ -17,15 +17,6 @@ from .core import Backbone
 from .families import family_of
 from .spec import Spec
 
-# Names under which BasicSR registers what spandrel has too, and the words that spandrel's constructor uses instead.
-SPANDREL_TWINS: dict[str, tuple[str, dict[str, str]]] = {
-    "SwinIR": ("SwinIR", {}),
-    "SRVGGNetCompact": ("Compact", {}),
-    "RRDBNet": (
-        "ESRGAN",
-        {"num_in_ch": "in_nc", "num_out_ch": "out_nc", "num_feat": "num_filters", "num_block": "num_blocks"},
-    ),
-}
 NICKNAMES = {"SRVGG": "SRVGGNetCompact", "Compact": "SRVGGNetCompact", "ESRGAN": "RRDBNet", "RealESRGAN": "RRDBNet"}
 BASICSR_NETWORKS = ("SwinIR", "RRDBNet", "EDSR", "SRVGGNetCompact", "RCAN", "MSRResNet")
 
@@ -231,10 +222,10 @@ def _find_class(arch: str) -> Callable[..., Any]:
     registry = _basicsr_registry()
     if registry is not None and arch in registry:
         return registry.get(arch)
-    if arch in SPANDREL_TWINS:
-        twin, words = SPANDREL_TWINS[arch]
-        found = _spandrel_classes()[twin]
-        return lambda **options: found(**{words.get(k, k): v for k, v in options.items()})
+    if arch == "RRDBNet":
+        return _rrdbnet_of_spandrel
+    if arch == "SRVGGNetCompact":
+        arch = "Compact"
     classes = _spandrel_classes()
     if arch in classes:
         return classes[arch]
@@ -249,6 +240,31 @@ def _find_class(arch: str) -> Callable[..., Any]:
         f"a checkpoint file, or one of {', '.join(names[:12])}, ...",
         "refine-wrap info --architectures lists them all",
     )
+
+
+def _rrdbnet_of_spandrel(
+    num_in_ch: int = 3,
+    num_out_ch: int = 3,
+    scale: int = 4,
+    num_feat: int = 64,
+    num_block: int = 23,
+    num_grow_ch: int = 32,
+) -> nn.Module:
+    """BasicSR's RRDBNet where BasicSR is not installed. It always upscales x4; below that it folds pixels first."""
+    if num_grow_ch != 32:
+        raise RefineWrapError(
+            f"RRDBNet with num_grow_ch={num_grow_ch} needs BasicSR, which is not installed", "num_grow_ch=32"
+        )
+    folded = {1: 4, 2: 2}.get(scale, 1)
+    network: nn.Module = _spandrel_classes()["ESRGAN"](
+        in_nc=num_in_ch * folded**2,
+        out_nc=num_out_ch,
+        num_filters=num_feat,
+        num_blocks=num_block,
+        scale=4,
+        shuffle_factor=folded if folded > 1 else None,
+    )
+    return network
 
 
 def architectures() -> list[str]:
