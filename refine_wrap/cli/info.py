@@ -155,6 +155,11 @@ def _words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict) and value:
+        return "; ".join(f"{key}: {_words(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_words, value)) or "none"
+        between = "\n" if any(isinstance(item, dict) for item in value) else ", "
+        return between.join(map(_words, value)) or "none"
     return "none" if value is None or value == {} else str(value)
