@@ -56,7 +56,7 @@ def photos(tmp_path: Path) -> Path:
 
 TINY_NAFNET = {"width": 4, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]}
 TINY_REFINER = {"width": 4, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1]}
-TINY_RRDB = "{num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, num_grow_ch: 2, scale: %d}"
+TINY_RRDB = "{num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, num_grow_ch: 32, scale: %d}"
 
 
 def small(photos: Path, **changes: Any) -> Recipe:
