@@ -52,6 +52,15 @@ def test_tiles_equal_the_whole_on_odd_sizes(name: str) -> None:
     assert abs(whole - tiled).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["SRVGG x4", "NAFNet", "SwinIR x2 light"])
+def test_inference_mode_does_not_change_what_the_layers_say(name: str) -> None:
+    from refine_wrap.restore import trace
+
+    expected = trace(wrapper_of(backbone(name)))
+    with torch.inference_mode():
+        assert trace(wrapper_of(backbone(name))) == expected
+
+
 def test_a_notice_says_once_how_far_tiles_are() -> None:
     wrapper = wrapper_of(backbone("NAFNet"))
     with torch.no_grad():  # an untrained NAFNet is the identity, which tiles cannot change
