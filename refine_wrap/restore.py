@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,23 +130,29 @@ def _run(
     plan = plan_for(wrapper, height, width, tile, halo)
     if plan.tile is not None and not plan.exact:
         _notice(wrapper, plan)
+    with _evaluating(wrapper), torch.inference_mode():
+        run_tiles(
+            network,
+            read,
+            write,
+            height=height,
+            width=width,
+            scale=wrapper.scale,
+            tile=plan.tile,
+            halo=plan.halo,
+            multiple_of=wrapper.tile_grid,
+            float32=float32,
+            notify=notify,
+        )
+
+
+@contextmanager
+def _evaluating(wrapper: RefineWrapper) -> Iterator[None]:
+    """Inside, the wrapper is in evaluation mode; after, as it was."""
     was_training = wrapper.training
     wrapper.eval()
     try:
-        with torch.inference_mode():
-            run_tiles(
-                network,
-                read,
-                write,
-                height=height,
-                width=width,
-                scale=wrapper.scale,
-                tile=plan.tile,
-                halo=plan.halo,
-                multiple_of=wrapper.tile_grid,
-                float32=float32,
-                notify=notify,
-            )
+        yield
     finally:
         wrapper.train(was_training)
 
@@ -206,9 +213,7 @@ def tile_difference(wrapper: RefineWrapper, halo: int) -> float:
     """Largest |tiled - whole| on a small photo-like picture, in [0, 1]: what tiles of 64 pixels with this halo cost."""
     grid = wrapper.tile_grid
     tile = -(-64 // grid) * grid
-    was_training = wrapper.training
-    wrapper.eval()
-    try:
+    with _evaluating(wrapper):
         return measure_tiling(
             wrapper,
             scale=wrapper.scale,
@@ -218,8 +223,6 @@ def tile_difference(wrapper: RefineWrapper, halo: int) -> float:
             size=(tile, 3 * tile),
             device=wrapper.backbone.device,
         )
-    finally:
-        wrapper.train(was_training)
 
 
 def _notice(wrapper: RefineWrapper, plan: TilePlan) -> None:

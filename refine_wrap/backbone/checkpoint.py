@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -140,19 +139,6 @@ def check_keys(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: 
             "every key, and each of the same shape",
             "check the architecture's options against those that the checkpoint was trained with",
         )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def recorded_architecture(metadata: Mapping[str, str]) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, RefineWrapError
-from .checkpoint import SUFFIXES, file_sha256, read_checkpoint, recorded_architecture
+from ..resources import file_digest
+from .checkpoint import SUFFIXES, read_checkpoint, recorded_architecture
 from .core import Backbone
 from .families import family_of
 from .spec import Spec
@@ -90,7 +91,7 @@ def locate(weights: str | Path) -> tuple[Path, dict[str, Any]]:
         text = path.name  # a machine's path says nothing elsewhere
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}", "a checkpoint: " + ", ".join(SUFFIXES))
-    return path, {"weights": text, "sha256": file_sha256(path)}
+    return path, {"weights": text, "sha256": file_digest(path)}
 
 
 def _from_checkpoint(text: str, options: Mapping[str, Any] | None, spec: Mapping[str, Any] | None) -> Backbone:

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone.checkpoint import file_sha256
 from ..errors import CheckpointError, OutputError
+from ..resources import file_digest
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = "weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json"
 PREFIX = "step_"
@@ -71,7 +71,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "recipe": checkpoint.recipe,
             "optimizer": numbers,
             "more": checkpoint.more,
-            "sha256": {name: file_sha256(staging / name) for name in parts},
+            "sha256": {name: file_digest(staging / name) for name in parts},
         }
         (staging / STATE).write_text(json.dumps(state), encoding="utf-8")
         _sync(staging / STATE)
@@ -126,7 +126,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         for name, digest in state["sha256"].items():
-            if file_sha256(path / name) != digest:
+            if file_digest(path / name) != digest:
                 raise CheckpointError(f"The checkpoint {path} is broken: {name} is not as it was written")
         weights, average, tensors = (load_file(path / name) for name in (WEIGHTS, AVERAGE, OPTIMIZER))
         return Checkpoint(
