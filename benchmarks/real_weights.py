@@ -15,13 +15,13 @@ import torch
 from common import side_by_side, write
 
 from refine_wrap import RefineWrapper, load_backbone, read_image
-from refine_wrap.restore import trace
+from refine_wrap.restore import plan_for
 
 # checkpoint, tile, PolyU crops too, side of the input at which times are taken
 BACKBONES = {
-    "RealESRGAN_x4plus.fp16.safetensors": (128, False, 96),
     "realesr-animevideov3.fp16.safetensors": (128, True, 256),
     "dncnn_color_15.safetensors": (192, True, 256),
+    "RealESRGAN_x4plus.fp16.safetensors": (128, False, 96),
 }
 
 
@@ -47,16 +47,21 @@ def measure(checkpoint: Path, images: list[Path], tile: int, side: int) -> dict[
     backbone = load_backbone(checkpoint)
     lite = RefineWrapper(backbone).eval()
     ornet = RefineWrapper(backbone, refiner="ornet").eval()
+    plan = plan_for(lite, 4096, 4096, tile)
     rows = []
     for path in images:
         image = read_image(path).tensor()
         bare = backbone(image)
-        row = {"image": path.name, "size": list(image.shape[-2:]), "unchanged": bool(torch.equal(lite(image), bare))}
-        # Rounded to 8 bits on both ways, as files are.
-        whole, tiled = (
-            lite.restore(path, tile=t, halo=trace(lite).receptive_radius).pixels.astype(int) for t in (None, tile)
-        )
-        row["tiles_differ_by"] = int(abs(whole - tiled).max())
+        # Rounded to 8 bits, as files are; `restore` is the whole way from the file.
+        whole = (bare[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+        tiled = lite.restore(path, tile=tile).pixels
+        row = {
+            "image": path.name,
+            "size": list(image.shape[-2:]),
+            "unchanged": bool(torch.equal(lite(image), bare)),
+            "in_tiles": max(image.shape[-2:]) > plan.tile,
+            "tiles_differ_by": int(abs(whole - tiled).max()),
+        }
         rows.append(row)
         print(row, flush=True)
     sample = torch.rand(1, 3, side, side)
@@ -73,9 +78,11 @@ def measure(checkpoint: Path, images: list[Path], tile: int, side: int) -> dict[
         "checkpoint": checkpoint.name,
         "images": len(rows),
         "all_unchanged": all(row["unchanged"] for row in rows),
-        "largest_tile_difference": max(row["tiles_differ_by"] for row in rows),
+        "largest_tile_difference_of_255": max(row["tiles_differ_by"] for row in rows),
         "tile": tile,
-        "halo": trace(lite).receptive_radius,
+        "halo": plan.halo,
+        "receptive_radius": plan.receptive_radius,
+        "images_in_tiles": sum(row["in_tiles"] for row in rows),
         "time": {
             "input": [side, side],
             "seconds": times,
