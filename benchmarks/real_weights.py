@@ -11,17 +11,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import side_by_side, write
 
-from refine_wrap import RefineWrapper, load_backbone, read_image
+from refine_wrap import Picture, RefineWrapper, load_backbone, read_image
 from refine_wrap.restore import plan_for
 
 # checkpoint, tile, PolyU crops too, side of the input at which times are taken
 BACKBONES = {
     "realesr-animevideov3.fp16.safetensors": (128, True, 256),
     "dncnn_color_15.safetensors": (192, True, 256),
-    "RealESRGAN_x4plus.fp16.safetensors": (128, False, 96),
+    "RealESRGAN_x4plus.fp16.safetensors": (256, False, 96),
 }
 
 
@@ -52,15 +53,15 @@ def measure(checkpoint: Path, images: list[Path], tile: int, side: int) -> dict[
     for path in images:
         image = read_image(path).tensor()
         bare = backbone(image)
-        # Rounded to 8 bits, as files are; `restore` is the whole way from the file.
-        whole = (bare[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
-        tiled = lite.restore(path, tile=tile).pixels
+        whole = Picture(np.zeros((*bare.shape[-2:], 3), np.uint8))
+        whole.put(0, 0, bare)  # rounded to 8 bits, as files are; `restore` is the whole way from the file
+        tiled = lite.restore(path, tile=tile)
         row = {
             "image": path.name,
             "size": list(image.shape[-2:]),
             "unchanged": bool(torch.equal(lite(image), bare)),
             "in_tiles": max(image.shape[-2:]) > plan.tile,
-            "tiles_differ_by": int(abs(whole - tiled).max()),
+            "tiles_differ_by": int(abs(whole.pixels.astype(int) - tiled.pixels).max()),
         }
         rows.append(row)
         print(row, flush=True)

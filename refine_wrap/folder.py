@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
 
 from .errors import DataError, OutputError, RefineWrapError
 
@@ -153,27 +153,62 @@ def pair_by_name(
             or two files of one side have the same name.
     """
     gt_base, lq_base = Path(gt_root), Path(lq_root)
-    gt_rule, lq_rule = _rule(gt_pattern), _rule(lq_pattern)
     for base in (gt_base, lq_base):
         if base.is_file():
             raise DataError(f"{base} is a file", "a folder of images to pair by name", "name the folder that holds it")
-    if os.path.realpath(gt_base) == os.path.realpath(lq_base):
-        lq_base = gt_base  # one spelling, so that all names are relative to it
-    gt_files, lq_files = list_images(gt_base, recursive), list_images(lq_base, recursive)
-    if lq_base == gt_base:
+    gt, lq = (Listing.of_folder(base, recursive) for base in (gt_base, lq_base))
+    same = os.path.realpath(gt_base) == os.path.realpath(lq_base)
+    return pair_listings(gt, lq, gt_pattern=gt_pattern, lq_pattern=lq_pattern, same=same)
+
+
+@dataclass(frozen=True)
+class Listing(Generic[T]):
+    """The images of one place, such as a folder or an archive."""
+
+    place: str
+    """Its name for people."""
+    items: list[tuple[str, T]]
+    """(name below the place, with `/` and the suffix; the image). `str()` of an image is its full name for people."""
+    kind: str = "folder"
+    selects: bool = False
+    """Whether it is a choice of images: what its partner holds beyond it is left out instead of refused."""
+
+    @staticmethod
+    def of_folder(base: PathLike, recursive: bool = True) -> Listing[Path]:
+        """The images of a folder, as `list_images`."""
+        root = Path(base)
+        return Listing(str(root), [(path.relative_to(root).as_posix(), path) for path in list_images(root, recursive)])
+
+
+def pair_listings(
+    gt: Listing[T],
+    lq: Listing[T],
+    *,
+    gt_pattern: str | None = None,
+    lq_pattern: str | None = None,
+    same: bool = False,
+) -> list[tuple[T, T]]:
+    """Pair the images of two places by the rules of `pair_by_name`; `same`: both are one place."""
+    gt_rule, lq_rule = _rule(gt_pattern), _rule(lq_pattern)
+    gt_items, lq_items = gt.items, lq.items
+    if same:
         if gt_rule.pattern == lq_rule.pattern:
             raise DataError(
-                f"ground truth and low quality are the same folder, {gt_base}",
-                "two folders, or two patterns that tell the files apart",
+                f"ground truth and low quality are the same {gt.kind}, {gt.place}",
+                f"two {gt.kind}s, or two patterns that tell the files apart",
                 'give e.g. gt_pattern="{name}_mean", lq_pattern="{name}_real"',
             )
-        gt_files, lq_files = _split(gt_files, gt_rule, lq_rule)
-    gt_named = _by_name(gt_base, gt_files, gt_rule, gt_pattern)
-    lq_named = _by_name(lq_base, lq_files, lq_rule, lq_pattern)
+        gt_items, lq_items = _split(gt_items, gt_rule, lq_rule)
+    gt_named = _by_name(gt.place, gt_items, gt_rule, gt_pattern)
+    lq_named = _by_name(lq.place, lq_items, lq_rule, lq_pattern)
     if lq_pattern is None:
         lq_named = _without_scale_suffix(lq_named, gt_named)
-    _refuse_unpaired(gt_base, lq_base, gt_named, lq_named)
-    return [(gt_named[name], lq_named[name]) for name in sorted(gt_named)]
+    _refuse_unpaired(gt, lq, gt_named, lq_named)
+    return [(gt_named[name][1], lq_named[name][1]) for name in sorted(gt_named.keys() & lq_named.keys())]
+
+
+Named = tuple[str, T]
+"""(name below its place, image)."""
 
 
 def _rule(pattern: str | None) -> re.Pattern[str]:
@@ -187,72 +222,78 @@ def _rule(pattern: str | None) -> re.Pattern[str]:
     return re.compile(f"{re.escape(before)}(?P<name>.+){re.escape(after)}", re.DOTALL)
 
 
-def _split(files: list[Path], gt_rule: re.Pattern[str], lq_rule: re.Pattern[str]) -> tuple[list[Path], list[Path]]:
-    """One folder's files onto the two sides; one that fits both patterns goes to the more specific."""
-    gt: list[Path] = []
-    lq: list[Path] = []
-    for path in files:
-        as_gt, as_lq = gt_rule.fullmatch(path.stem), lq_rule.fullmatch(path.stem)
+def _split(
+    items: list[Named[T]], gt_rule: re.Pattern[str], lq_rule: re.Pattern[str]
+) -> tuple[list[Named[T]], list[Named[T]]]:
+    """One place's files onto the two sides; one that fits both patterns goes to the more specific."""
+    gt: list[Named[T]] = []
+    lq: list[Named[T]] = []
+    for name, item in items:
+        stem = PurePosixPath(name).stem
+        as_gt, as_lq = gt_rule.fullmatch(stem), lq_rule.fullmatch(stem)
         if as_gt and as_lq:
             # The shorter the common name, the more of the file's name the pattern itself accounts for.
             difference = len(as_gt["name"]) - len(as_lq["name"])
             if difference == 0:
-                raise DataError(f"{path} fits both patterns equally well", "patterns that tell the two sides apart")
-            (lq if difference > 0 else gt).append(path)
+                raise DataError(f"{item} fits both patterns equally well", "patterns that tell the two sides apart")
+            (lq if difference > 0 else gt).append((name, item))
         elif as_gt:
-            gt.append(path)
+            gt.append((name, item))
         elif as_lq:
-            lq.append(path)
+            lq.append((name, item))
     return gt, lq
 
 
-def _by_name(base: Path, files: Iterable[Path], rule: re.Pattern[str], pattern: str | None) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for path in files:
+def _by_name(place: str, items: Iterable[Named[T]], rule: re.Pattern[str], pattern: str | None) -> dict[str, Named[T]]:
+    named: dict[str, Named[T]] = {}
+    for below, item in items:
+        path = PurePosixPath(below)
         match = rule.fullmatch(path.stem)
         if not match:
             continue
-        name = (path.relative_to(base).parent / match["name"]).as_posix()
+        name = (path.parent / match["name"]).as_posix()
         if name in named:
-            raise _two_for_one(name, named[name], path)
-        named[name] = path
+            raise _two_for_one(name, named[name][1], item)
+        named[name] = (below, item)
     if not named:
         raise DataError(
-            f"no image in {base} fits the pattern {pattern!r}",
+            f"no image in {place} fits the pattern {pattern!r}",
             "file names (without suffix) made as the pattern says",
             "check the pattern and the folder",
         )
     return named
 
 
-def _two_for_one(name: str, first: Path, second: Path) -> DataError:
+def _two_for_one(name: str, first: object, second: object) -> DataError:
     return DataError(f"two files stand for {name!r}: {first} and {second}", "one file a name", "move one of them away")
 
 
-def _without_scale_suffix(lq: dict[str, Path], gt: dict[str, Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for own, path in lq.items():
+def _without_scale_suffix(lq: dict[str, Named[T]], gt: dict[str, Named[T]]) -> dict[str, Named[T]]:
+    named: dict[str, Named[T]] = {}
+    for own, entry in lq.items():
         match = None if own in gt else _SCALE_SUFFIX.match(own)
         name = match["name"] if match and match["name"] in gt else own
         if name in named:
-            raise _two_for_one(name, named[name], path)
-        named[name] = path
+            raise _two_for_one(name, named[name][1], entry[1])
+        named[name] = entry
     return named
 
 
-def _refuse_unpaired(gt_base: Path, lq_base: Path, gt: dict[str, Path], lq: dict[str, Path]) -> None:
+def _refuse_unpaired(
+    gt: Listing[T], lq: Listing[T], gt_named: dict[str, Named[T]], lq_named: dict[str, Named[T]]
+) -> None:
     parts = []
-    for base, own, other in ((gt_base, gt, lq), (lq_base, lq, gt)):
-        lonely = [own[name].relative_to(base).as_posix() for name in sorted(own.keys() - other.keys())]
-        if lonely:
+    sides = ((gt, gt_named, lq, lq_named, "low-quality"), (lq, lq_named, gt, gt_named, "ground-truth"))
+    for place, own, partner, other, side in sides:
+        lonely = [own[name][0] for name in sorted(own.keys() - other.keys())]
+        if lonely and not (partner.selects and not place.selects):
             more = f" and {len(lonely) - _SHOWN} more" if len(lonely) > _SHOWN else ""
-            side = "low-quality" if own is gt else "ground-truth"
-            parts.append(f"{len(lonely)} without a {side} partner in {base}: {', '.join(lonely[:_SHOWN])}{more}")
+            parts.append(f"{len(lonely)} without a {side} partner in {place.place}: {', '.join(lonely[:_SHOWN])}{more}")
     if parts:
         raise DataError(
             "; ".join(parts),
             "the same names on both sides (the suffix, and x2/x3/x4 at the end of a low-quality name, may differ)",
-            "complete the folders, or describe the names with gt_pattern and lq_pattern",
+            "complete both sides, or describe the names with gt_pattern and lq_pattern",
         )
 
 

@@ -14,7 +14,7 @@ SHARED = Path(os.environ.get("REFINE_WRAP_SHARED", ROOT.parent / "shared"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
     # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the tests of Ctrl-C need it back.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

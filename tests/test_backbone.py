@@ -91,7 +91,21 @@ def test_probing_leaves_the_module_and_the_random_state_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert module.training and not module.norm.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert body.assumed == {"value_range", "order", "half_ok", "tiling", "tap"}
+    assert body.assumed == {"value_range", "order", "half_ok", "tiling", "tap", "lora"}
+
+
+class InPlace(nn.Module):
+    """Works on its input, as RCAN does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(0.5).add_(0.1)
+
+
+def test_the_image_of_the_caller_stays_as_it_was() -> None:
+    image = torch.rand(1, 3, 8, 8)
+    before = image.clone()
+    assert torch.allclose(Backbone(InPlace())(image), before * 0.5 + 0.1)
+    assert torch.equal(image, before)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,48 @@ def test_every_family_has_a_tap_that_sees_features(name: str) -> None:
     assert seen[0].ndim == 4 and seen[0].shape[1] >= 8 - 4 * (name == "NAFNet"), "a feature map, not the image"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "no parameters"])
+def test_lora_goes_where_the_declaration_says_and_merges_away(name: str) -> None:
+    from refine_wrap.training.lora import add_lora, lora_targets, lora_weights, merged, without_lora
+
+    body = backbone(name)
+    each = [set(lora_targets(body, [pattern])) for pattern in body.spec.lora]
+    layers = dict(body.module.named_modules())
+    assert all(each) and all(isinstance(layers[layer], (nn.Linear, nn.Conv2d)) for found in each for layer in found)
+    assert sum(map(len, each)) == len(set().union(*each)), "each layer is named by one pattern"
+    kind, names, structure = type(body.module), list(body.published_state_dict()), body.structure_hash()
+    for parameter in body.parameters():
+        if not bool(parameter.any()):  # NAFNet's blocks start switched off
+            nn.init.normal_(parameter, std=0.1)
+    x = torch.rand(1, 3, 24, 20)
+    with torch.no_grad():
+        before = body(x)
+    assert set(add_lora(body, rank=2)) == set().union(*each)
+    with torch.no_grad():
+        assert torch.equal(body(x), before), "nothing changes at the start"
+
+    trained = dict(lora_weights(body).named_parameters())
+    for parameter in trained.values():
+        nn.init.normal_(parameter, std=0.05)
+    after = body(x)
+    after.square().mean().backward()
+    assert {id(p) for p in body.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+    for parameter, value in trained.items():
+        assert value.grad is not None and bool(value.grad.abs().sum() > 0), f"{parameter} has no part in the output"
+    assert all(p.grad is None for p in body.parameters() if not p.requires_grad)
+
+    plain = merged(body)
+    assert type(plain.module) is kind and list(plain.published_state_dict()) == names
+    assert plain.structure_hash() == structure
+    with torch.no_grad():
+        assert not torch.allclose(after, before, atol=1e-3)
+        torch.testing.assert_close(plain(x), after, atol=1e-5, rtol=1e-5)
+        with without_lora(body):
+            assert torch.equal(body(x), before)
+        assert torch.equal(body(x), after), "it is back after that"
+    assert all(p.requires_grad for p in trained.values())
+
+
 @pytest.mark.parametrize("refiner", list(REFINERS))
 def test_untrained_is_the_backbone_bit_for_bit(body: Backbone, refiner: str) -> None:
     wrapper = RefineWrapper(body, refiner=REFINERS[refiner]).eval()

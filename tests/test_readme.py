@@ -48,6 +48,8 @@ def test_every_command_names_verbs_and_options_that_exist() -> None:
     for line in calls:
         words = line.split("#")[0].split()[1:]
         verb = command.commands[words[0]]  # type: ignore[attr-defined]
+        if hasattr(verb, "commands"):
+            verb = verb.commands[words[1]]
         options = {name for parameter in verb.params for name in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options, line
 

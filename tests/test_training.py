@@ -21,8 +21,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from refine_wrap import RefineWrapper, load_backbone
+from refine_wrap.cli.main import app
 from refine_wrap.degradation import Blur, Degradation, Jpeg, Noise
 from refine_wrap.errors import CheckpointError, DataError, OutputError, RecipeError, RefineWrapError, TrainingError
 from refine_wrap.recipe import Recipe
@@ -417,11 +419,15 @@ def test_refine_draws_the_strength_of_every_sample(photos: Path) -> None:
     assert trained == {id(parameter) for parameter in objective.trained().parameters()}
 
 
-@pytest.mark.parametrize("objective", ["restore", "refine"])
+@pytest.mark.parametrize("objective", ["restore", "refine", "gan"])
 def test_seven_and_five_steps_are_twelve(photos: Path, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, with a network that draws for itself and has norm statistics; EMA and warm-up take part."""
     backbone = {"arch": f"{__name__}:DropNet"}
-    common = {"backbone": backbone, "objective": objective, "refiner": {"preset": None, "options": TINY_REFINER}}
+    common: dict[str, Any] = {"backbone": backbone, "refiner": {"preset": None, "options": TINY_REFINER}}
+    if objective == "gan":
+        pytest.importorskip("basicsr")
+        common["losses"] = {"l1": 1.0, "gan": {"weight": 0.1, "features": 8}}
+    common["objective"] = "restore" if objective == "gan" else objective
     warnings.simplefilter("ignore", RuntimeWarning)
     straight = small(photos, **common, output=str(photos.parent / "straight"))
     finetune(straight, quiet=True)
@@ -436,6 +442,8 @@ def test_seven_and_five_steps_are_twelve(photos: Path, objective: str, monkeypat
     one, two = (load_checkpoint(r.folder / "checkpoints" / "step_00000012") for r in (straight, halting))
     assert one.weights and all(torch.equal(value, two.weights[name]) for name, value in one.weights.items())
     assert one.average and all(torch.equal(value, two.average[name]) for name, value in one.average.items())
+    assert bool(one.adversary) == (objective == "gan")
+    assert all(torch.equal(value, two.adversary[name]) for name, value in one.adversary.items())
     assert [line["step"] for line in lines(halting.folder, "train")] == [4, 8, 12]
 
 
@@ -497,7 +505,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(photos: Path, monkeypatch: pyt
 
     def full(path: Path) -> None:
         calls.append(path)
-        if len(calls) > 4:  # the first checkpoint has four files
+        if len(calls) > 5:  # the first checkpoint has five files
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(path)
 
@@ -686,7 +694,7 @@ SHIPPED = sorted(path.stem for path in (ROOT / "adapters").glob("*.yaml"))
 @pytest.mark.parametrize("objective", ["refine", "restore"])
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.filterwarnings("ignore:.*(has no weights|smaller than the crop)")
-def test_a_shipped_recipe_takes_a_step(name: str, objective: str, photos: Path) -> None:
+def test_a_shipped_recipe_trains_from_the_command_line(name: str, objective: str, photos: Path) -> None:
     if name == "edsr_x4" and importlib.util.find_spec("basicsr") is None:
         pytest.skip("BasicSR is not installed")
     own = Recipe.load(name)
@@ -698,13 +706,16 @@ def test_a_shipped_recipe_takes_a_step(name: str, objective: str, photos: Path) 
         low = photos.parent / "low"
         folders += [f"data.train.lq={low}", f"data.validation.lq={low}"]
     overrides = [
-        *folders, TINY[name], "backbone.weights=null", f"objective={objective}", "data.crop=32", "train.steps=1",
+        *folders, TINY[name], "backbone.weights=null", f"objective={objective}", "data.crop=32", "train.steps=20",
         "train.batch_size=1", "train.workers=0", "train.threads=1", "train.device=cpu",
         f"output={photos.parent / 'run'}",
         f"refiner={{preset: null, options: {json.dumps(TINY_REFINER)}}}",
     ]  # fmt: skip
-    result = finetune(Recipe.load(name, overrides), quiet=True)
-    assert lines(photos.parent / "run", "train")[0]["skipped"] == 0
+    done = CliRunner().invoke(app, ["finetune", name, *overrides, "--quiet"])
+    assert done.exit_code == 0, done.output
+    result = Path(done.stdout.splitlines()[-1])
+    last = lines(photos.parent / "run", "train")[-1]
+    assert last["step"] == 20 and last["skipped"] == 0
     if objective == "restore":
         assert load_backbone(result / f"{own.name}.safetensors").spec.scale == (4 if name.endswith("x4") else 1)
     else:

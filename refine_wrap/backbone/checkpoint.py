@@ -16,6 +16,8 @@ from ..errors import CheckpointError
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pkl", ".bin")
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net")
 """In this order: the averaged weights are the ones that papers report."""
+BACKBONE_KEY = "refine_wrap.backbone"
+"""Key of the safetensors metadata under which `load_backbone` finds the architecture and its options."""
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -63,6 +65,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> Any:
     try:
+        with open(path, "rb") as file:
+            head = file.read(2)
+        if head[:1] != b"\x80" and head != b"PK":  # a pickle, or torch's archive; at other files torch guesses
+            raise CheckpointError(
+                f"{path} is no whole checkpoint", "a file written by torch.save", "copy or download it again"
+            )
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "global" in str(error).lower():
@@ -143,5 +151,5 @@ def check_keys(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: 
 
 def recorded_architecture(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """The architecture's name and options that our trainer writes beside the weights it saves."""
-    text = metadata.get("refine_wrap.backbone")
+    text = metadata.get(BACKBONE_KEY)
     return json.loads(text) if text else None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ImageError, MismatchError, RefineWrapError
-from .checkpoint import check_keys
+from ..errors import CheckpointError, ImageError, MismatchError, RefineWrapError
+from .checkpoint import BACKBONE_KEY, check_keys
 from .families import declared, published_name
 from .probe import probe
 from .spec import Spec
@@ -80,7 +82,7 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         spec = self.spec
         check_image(image)
-        x = image
+        x = image.clone()  # some networks work on their input in place, such as RCAN
         dtype = self.dtype
         if dtype in HALF:
             if dtype == torch.float16 and not spec.half_ok:
@@ -154,6 +156,46 @@ class Backbone(nn.Module):
         check_keys(self._learned(), {n: v for n, v in given.items() if not _computed(n)}, what, self.spec.family)
         fitting = {own[n]: v for n, v in given.items() if not _computed(n)}
         self.module.load_state_dict(fitting, strict=False)
+
+    def save_published(self, path: str | Path) -> Path:
+        """Write the weights under their published names, as others load them: spandrel, BasicSR, chaiNNer.
+
+        Args:
+            path: `.pth` for `{"params_ema": {name: tensor}}` as BasicSR saves it, `.safetensors` for the tensors alone
+                (with the architecture in the metadata where it was named). A file that is there is replaced.
+
+        Raises:
+            CheckpointError: another suffix, or a weight is not finite.
+            OutputError: it cannot be written; a file that was there is intact.
+        """
+        from safetensors.torch import save
+
+        from ..folder import atomic_path
+
+        path = Path(path)
+        if path.suffix.lower() not in (".pth", ".safetensors"):
+            raise CheckpointError(f"{path} is no checkpoint by its name", "a file ending in .pth or .safetensors")
+        # Clones: tensors that share memory are refused by safetensors, and a .pth would hold all that they are part of.
+        tensors = {n: v.detach().cpu().clone().contiguous() for n, v in self.published_state_dict().items()}
+        for name, value in tensors.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise CheckpointError(
+                    f"{name} holds values that are not finite", "finite weights", "do not keep this run"
+                )
+        with atomic_path(path) as temporary:
+            if path.suffix.lower() == ".pth":
+                torch.save({"params_ema": tensors}, temporary)
+            else:
+                # Of a network that spandrel recognises by its keys nothing needs to be recorded.
+                rebuild = self.rebuild()
+                metadata = {"format": "pt", **({BACKBONE_KEY: json.dumps(rebuild)} if "arch" in rebuild else {})}
+                # Through bytes: safetensors' own files are readable by their owner alone, whatever the umask.
+                temporary.write_bytes(save(tensors, metadata))
+        return path
+
+    def rebuild(self) -> dict[str, Any]:
+        """What `load_backbone` needs beside the weights, of a network that was built by its architecture's name."""
+        return {key: self.source[key] for key in ("arch", "options", "spec") if self.source.get(key)}
 
     def _learned(self) -> dict[str, Tensor]:
         """What training made: the published state dict without the buffers that are computed."""

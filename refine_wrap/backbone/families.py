@@ -55,6 +55,12 @@ def published_name(module: nn.Module) -> Rename:
     return family.published(module) if family and family.published else lambda name: name
 
 
+# LoRA goes on all linear and convolution layers but those that gate channels or make position tables. What a variant
+# lacks stands beside what every variant has, so that each pattern names layers of every network of its family.
+_ENDS = r"conv_(first|after_body|before_upsample|up\d|hr|last)(\.\d)?|upsample\.\d+"
+_GROUP_ENDS = rf"layers\.\d+\.conv(\.\d)?|{_ENDS}"
+
+
 def _swinir(m: Network) -> Spec:
     unshuffle = getattr(m, "start_unshuffle", 1)
     # BasicSR's class does not keep its window; its blocks do.
@@ -66,6 +72,7 @@ def _swinir(m: Network) -> Spec:
         minimum=window * unshuffle,
         channels=m.conv_first.in_channels // unshuffle**2,
         tap="conv_after_body",
+        lora=(r"attn\.(qkv|proj)", r"mlp\.fc[12]", _GROUP_ENDS),
     )
 
 
@@ -77,19 +84,31 @@ def _hat(m: Network) -> Spec:
         minimum=m.window_size,
         channels=m.conv_first.in_channels,
         tap="conv_after_body",
+        lora=(r"(overlap_)?attn\.(qkv|proj)", r"mlp\.fc[12]", r"cab\.\d", _GROUP_ENDS),
     )
 
 
 def _dat(m: Network) -> Spec:
     # The windows pad themselves; below 16 pixels its attention fails.
-    return Spec("DAT", scale=m.upscale, minimum=16, channels=m.conv_first.in_channels, tap="conv_after_body")
+    return Spec(
+        "DAT",
+        scale=m.upscale,
+        minimum=16,
+        channels=m.conv_first.in_channels,
+        tap="conv_after_body",
+        lora=(r"attn\.(qkv|proj)", r"ffn\.fc[12]", _GROUP_ENDS),
+    )
 
 
 def _nafnet(m: Network) -> Spec:
     if not len(m.decoders):
         raise AttributeError("without decoders there is nothing of the family's to tap")
     return Spec(
-        "NAFNet", multiple_of=2 ** len(m.encoders), channels=m.intro.in_channels, tap=f"decoders.{len(m.decoders) - 1}"
+        "NAFNet",
+        multiple_of=2 ** len(m.encoders),
+        channels=m.intro.in_channels,
+        tap=f"decoders.{len(m.decoders) - 1}",
+        lora=("conv[1345]", "intro|ending", r"downs\.\d", r"ups\.\d\.0"),  # conv2 is depthwise
     )
 
 
@@ -105,6 +124,7 @@ def _rrdb(m: Network) -> Spec:
         half_ok=True,
         tiling="exact",
         tap="conv_body",
+        lora=(r"rdb\d\.conv\d", r"conv_(first|body|up\d|hr|last)"),
     )
 
 
@@ -119,6 +139,7 @@ def _esrgan(m: Network) -> Spec:
         half_ok=True,
         tiling="exact",
         tap=f"model.1.sub.{len(m.model[1].sub) - 1}",
+        lora=(r"RDB\d\.conv\d\.0", r"model(\.1\.sub)?\.\d+"),
     )
 
 
@@ -149,13 +170,25 @@ def _edsr(m: Network) -> Spec:
     for layer in m.upsample:
         scale *= getattr(layer, "upscale_factor", 1)
     return Spec(
-        "EDSR", scale=scale, channels=m.conv_first.in_channels, half_ok=True, tiling="exact", tap="conv_after_body"
+        "EDSR",
+        scale=scale,
+        channels=m.conv_first.in_channels,
+        half_ok=True,
+        tiling="exact",
+        tap="conv_after_body",
+        lora=(r"body\.\d+\.conv\d", _ENDS),
     )
 
 
 def _rcan_basicsr(m: Network) -> Spec:
     spec = _edsr(m)
-    return Spec("RCAN", scale=spec.scale, channels=spec.channels, tap="conv_after_body")
+    return Spec(
+        "RCAN",
+        scale=spec.scale,
+        channels=spec.channels,
+        tap="conv_after_body",
+        lora=(r"rcab\.\d", r"body\.\d+\.conv", _ENDS),
+    )
 
 
 def _rcan(m: Network) -> Spec:
@@ -164,7 +197,13 @@ def _rcan(m: Network) -> Spec:
     folded = getattr(m, "down_factor", 1) if getattr(m, "unshuffle_mod", False) else 1
     if folded != 1:
         raise AttributeError("an unshuffled RCAN is probed")
-    return Spec("RCAN", scale=m.scale, channels=m.head[-1].in_channels, tap=f"body.{len(m.body) - 1}")
+    return Spec(
+        "RCAN",
+        scale=m.scale,
+        channels=m.head[-1].in_channels,
+        tap=f"body.{len(m.body) - 1}",
+        lora=(r"body\.\d+", r"head\.\d", r"tail\.(\d\.)?\d"),
+    )
 
 
 def _srvgg(m: Network) -> Spec:
@@ -175,6 +214,7 @@ def _srvgg(m: Network) -> Spec:
         half_ok=True,
         tiling="exact",
         tap=f"body.{len(m.body) - 2}",
+        lora=(r"body\.\d+",),
     )
 
 
@@ -186,6 +226,7 @@ def _msrresnet(m: Network) -> Spec:
         half_ok=True,
         tiling="exact",
         tap=f"body.{len(m.body) - 1}",
+        lora=(r"body\.\d+\.conv\d", r"conv_(first|hr|last)|upconv\d"),
     )
 
 
@@ -193,17 +234,39 @@ def _dncnn(m: Network) -> Spec:
     first, last = m.model[0], m.model[-1]
     if first.in_channels != last.out_channels:
         raise AttributeError("FDnCNN takes a noise map as well; load_backbone gives it one")
-    return Spec("DnCNN", channels=first.in_channels, tiling="exact", tap=f"model.{len(m.model) - 2}")
+    return Spec(
+        "DnCNN", channels=first.in_channels, tiling="exact", tap=f"model.{len(m.model) - 2}", lora=(r"model\.\d+",)
+    )
 
 
 def _scunet(m: Network) -> Spec:
-    return Spec("SCUNet", multiple_of=64, minimum=64, channels=m.m_head[0].in_channels, half_ok=True, tap="m_up1")
+    return Spec(
+        "SCUNet",
+        multiple_of=64,
+        minimum=64,
+        channels=m.m_head[0].in_channels,
+        half_ok=True,
+        tap="m_up1",
+        lora=(r"msa\.(embedding_layer|linear)", r"mlp\.\d", r"conv1_[12]|conv_block\.\d", r"m_(head|tail|down\d)\.\d+"),
+    )
 
 
 def _restormer(m: Network) -> Spec:
     if m.dual_pixel_task:
         raise AttributeError("the dual-pixel Restormer takes six channels")
-    return Spec("Restormer", multiple_of=8, minimum=8, channels=m.output.out_channels, tap="refinement")
+    return Spec(
+        "Restormer",
+        multiple_of=8,
+        minimum=8,
+        channels=m.output.out_channels,
+        tap="refinement",
+        lora=(
+            r"attn\.(qkv|project_out)",
+            r"ffn\.project_(in|out)",
+            r"patch_embed\.proj|output|reduce_chan_level\d",
+            r"(up|down)\d_\d\.body\.0",
+        ),
+    )
 
 
 FAMILIES: tuple[Family, ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -188,14 +189,16 @@ def _registry() -> Any:
 def _from_name(
     arch: str, options: dict[str, Any], weights: str | Path | None, spec: Mapping[str, Any] | None
 ) -> Backbone:
-    build = _find_class(arch)
+    build = find_class(arch)
     try:
         module = build(**options)
     except RefineWrapError:
         raise
     except Exception as error:  # constructors are anybody's
         raise RefineWrapError(
-            f"{arch} cannot be built with {options}: {type(error).__name__}: {error}", "the options of its constructor"
+            f"{arch} cannot be built with {options}: {type(error).__name__}: {error}",
+            f"options of its constructor: {', '.join(inspect.signature(build).parameters)}",
+            "compare with the recipe or the code that its weights were trained with",
         ) from None
     if not isinstance(module, nn.Module):
         raise RefineWrapError(f"{arch} builds a {type(module).__name__}", "an nn.Module")
@@ -209,7 +212,7 @@ def _from_name(
     return backbone
 
 
-def _find_class(arch: str) -> Callable[..., Any]:
+def find_class(arch: str) -> Callable[..., Any]:
     """The constructor of an architecture: an import path, BasicSR's registry, or spandrel."""
     if ":" in arch:
         module_name, _, name = arch.partition(":")

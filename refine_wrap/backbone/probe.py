@@ -107,7 +107,7 @@ def _probe(module: nn.Module, call: Call, like: Tensor, given: dict[str, Any]) -
         tap=tap,
         tiling="approximate",
     )
-    return spec, frozenset({"value_range", "order", "half_ok", "tiling", "tap"} - set(given))
+    return spec, frozenset({"value_range", "order", "half_ok", "tiling", "tap", "lora"} - set(given))
 
 
 def _odd_sizes(multiple: int, size: int) -> tuple[int, int]:

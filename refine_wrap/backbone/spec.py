@@ -35,6 +35,9 @@ class Spec:
     """Name of the submodule whose output, (B, C, h, w), a quality head reads and steers."""
     square: bool = False
     """Whether the input must be square."""
+    lora: tuple[str, ...] = (".*",)
+    """Which linear and convolution layers LoRA is put on: regular expressions, each for the end of a layer's name, from
+    its beginning or from a dot. ".*" is every layer that can take it."""
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The size, at least (height, width), that the network accepts."""
@@ -48,4 +51,4 @@ class Spec:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, as JSON."""
-        return {**self.__dict__, "value_range": list(self.value_range)}
+        return {**self.__dict__, "value_range": list(self.value_range), "lora": list(self.lora)}

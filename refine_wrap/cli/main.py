@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .absorb import absorb
 from .common import guarded
 from .compare import compare
 from .convert import convert
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (restore, finetune, info, compare, convert, push, demo, doctor):
+for verb in (restore, finetune, absorb, info, compare, convert, push, demo, doctor):
     app.command()(guarded(verb))
 app.add_typer(recipe, name="recipe")
 

@@ -1,16 +1,18 @@
-"""`refine-wrap recipe`: what recipes are there, and their schema."""
+"""`refine-wrap recipe`: what recipes are there, their schema, and recipes from options of BasicSR."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from .common import guarded
+from .common import guarded, notices
 
-recipe = typer.Typer(help="The shipped recipes, and the schema of all.", no_args_is_help=True)
+recipe = typer.Typer(
+    help="The shipped recipes, the schema of all, and recipes from options of BasicSR.", no_args_is_help=True
+)
 
 
 @recipe.command("list")
@@ -48,3 +50,30 @@ def schema(
     else:
         with atomic_path(out) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+@recipe.command("from-basicsr")
+@guarded
+def from_basicsr(
+    options: Annotated[
+        Path, typer.Argument(help="Options for training, of BasicSR, HAT or NAFNet.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to a file.", show_default=False)] = None,
+    objective: Annotated[
+        Literal["refine", "restore"],
+        typer.Option(help="Train a refiner behind the network, or the network itself."),
+    ] = "refine",
+) -> None:
+    """Make a recipe of an options file of BasicSR; what cannot be carried over is said, and written at its top."""
+    from ..basicsr_options import recipe_from_basicsr
+    from ..folder import atomic_path
+
+    with notices():
+        converted = recipe_from_basicsr(options, objective)
+    for note in converted.notes:
+        typer.echo(f"Note: {note}", err=True)
+    if out is None:
+        typer.echo(converted.to_yaml(), nl=False)
+    else:
+        with atomic_path(out) as temporary:
+            temporary.write_text(converted.to_yaml(), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +37,8 @@ def no_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def read_by_pillow(image: PILImage.Image, path: Path) -> Parts:
-    pixels, alpha = pil_arrays(image, path)
+def read_by_pillow(image: PILImage.Image, name: str) -> Parts:
+    pixels, alpha = pil_arrays(image, name)
     # After the pixels: metadata may come last in a file.
     icc, exif = image.info.get("icc_profile"), image.info.get("exif")
     return pixels, alpha, usable_icc(icc, image.mode), clean_exif(exif)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -21,30 +20,29 @@ from .samples import ZLIB_LEVEL, Array, Parts, bands, check_size, refuse_frames,
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_png(path: Path) -> Parts:
+def read_png(file: IO[bytes], name: str) -> Parts:
     from PIL import PngImagePlugin
 
-    with open(path, "rb") as file:
-        head = file.read(33)
-        if len(head) < 33 or head[12:16] != b"IHDR":
-            raise ImageError(f"{path} is a PNG without a header", "a whole file", "get the file again")
-        width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
-        check_size(width, height, path)
-        if depth == 16:
-            return _read_deep(path, colour)
-        file.seek(0)
-        with PngImagePlugin.PngImageFile(file) as image:
-            refuse_frames(path, getattr(image, "n_frames", 1), "animation frames")
-            return read_by_pillow(image, path)
+    head = file.read(33)
+    if len(head) < 33 or head[12:16] != b"IHDR":
+        raise ImageError(f"{name} is a PNG without a header", "a whole file", "get the file again")
+    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
+    check_size(width, height, name)
+    file.seek(0)
+    if depth == 16:
+        return _read_deep(file, name, colour)
+    with PngImagePlugin.PngImageFile(file) as image:
+        refuse_frames(name, getattr(image, "n_frames", 1), "animation frames")
+        return read_by_pillow(image, name)
 
 
-def _read_deep(path: Path, colour: int) -> Parts:
+def _read_deep(file: IO[bytes], name: str, colour: int) -> Parts:
     import cv2
 
-    data = np.fromfile(path, np.uint8)
+    data = np.frombuffer(file.read(), np.uint8)
     chunks = _chunks(data)
     if b"acTL" in chunks:
-        refuse_frames(path, struct.unpack(">I", chunks[b"acTL"][:4])[0], "animation frames")
+        refuse_frames(name, struct.unpack(">I", chunks[b"acTL"][:4])[0], "animation frames")
     decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16:
         raise ValueError("its pixels cannot be decoded")

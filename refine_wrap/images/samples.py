@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,10 +59,10 @@ def check_size(width: int, height: int, what: object) -> None:
         )
 
 
-def refuse_frames(path: Path, count: int, word: str) -> None:
+def refuse_frames(name: str, count: int, word: str) -> None:
     if count > 1:
         raise ImageError(
-            f"{path} holds {count} {word}: all but the first would be lost",
+            f"{name} holds {count} {word}: all but the first would be lost",
             "a file of one picture",
             f"save the {word} as single files first",
         )

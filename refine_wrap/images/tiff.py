@@ -6,9 +6,9 @@ It is written here, over zlib, for the reason that PNG is.
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,52 +32,52 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 
-def read_tiff(path: Path) -> Parts:
+def read_tiff(file: IO[bytes], name: str) -> Parts:
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(file) as tiff:
         # Thumbnails and masks are not pages of their own.
-        full = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        full = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
         pages = [page for page in full if not page.is_reduced and not page.is_mask]
-        count = len(file.pages) if len(pages) != 1 else 1
-        if file.is_imagej:  # ImageJ stores a stack behind one page
-            count = max(count, int((file.imagej_metadata or {}).get("images", 1)))
-        refuse_frames(path, count, "pages")
+        count = len(tiff.pages) if len(pages) != 1 else 1
+        if tiff.is_imagej:  # ImageJ stores a stack behind one page
+            count = max(count, int((tiff.imagej_metadata or {}).get("images", 1)))
+        refuse_frames(name, count, "pages")
         if not pages:
             raise ValueError("it has no full-size page")
         page = pages[0]
-        _check_kind(path, page)
-        _check_data(page, path.stat().st_size)
-        pixels, alpha = _decode(path, page)
+        _check_kind(name, page)
+        _check_data(page, file.seek(0, os.SEEK_END))
+        pixels, alpha = _decode(file, name, page)
         icc = page.tags.valueof(34675)
-        exif = _exif_of(path, page)
+        exif = _exif_of(file, page)
     mode = "CMYK" if page.photometric == tifffile.PHOTOMETRIC.SEPARATED else "RGB"
     return pixels, alpha, usable_icc(icc, mode), exif
 
 
-def _check_kind(path: Path, page: TiffPage) -> None:
+def _check_kind(name: str, page: TiffPage) -> None:
     """Refuse what could only be read with a loss."""
     from tifffile import PHOTOMETRIC
 
-    check_size(page.imagewidth, page.imagelength, path)
+    check_size(page.imagewidth, page.imagelength, name)
     expected = "8 or 16 bit unsigned grey, RGB or palette, with at most one alpha channel"
     if page.imagedepth > 1:
-        refuse_frames(path, page.imagedepth, "slices")
+        refuse_frames(name, page.imagedepth, "slices")
     if page.sampleformat != 1:
         kind = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}.get(int(page.sampleformat), "unknown")
-        raise ImageError(f"{path} has {kind} samples", expected, "convert it to 16 bit first")
+        raise ImageError(f"{name} has {kind} samples", expected, "convert it to 16 bit first")
     if page.bitspersample not in (1, 2, 4, 8, 16):
-        raise ImageError(f"{path} has {page.bitspersample} bits a sample", expected, "convert it to 16 bit first")
+        raise ImageError(f"{name} has {page.bitspersample} bits a sample", expected, "convert it to 16 bit first")
     kinds: dict[int, int] = {PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.RGB: 3}
     if page.bitspersample < 16:
         kinds |= {PHOTOMETRIC.PALETTE: 1, PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3}
     # An unknown number arrives as a plain int.
     colours = kinds.get(page.photometric)
     if colours is None:
-        name = getattr(page.photometric, "name", page.photometric)
-        raise ImageError(f"{path} has {page.bitspersample}-bit {name} pixels", expected, "convert it to RGB first")
+        space = getattr(page.photometric, "name", page.photometric)
+        raise ImageError(f"{name} has {page.bitspersample}-bit {space} pixels", expected, "convert it to RGB first")
     if not colours <= page.samplesperpixel <= colours + 1:
-        raise ImageError(f"{path} has {page.samplesperpixel} channels", expected, "keep colour and one alpha channel")
+        raise ImageError(f"{name} has {page.samplesperpixel} channels", expected, "keep colour and one alpha channel")
 
 
 def _check_data(page: TiffPage, size: int) -> None:
@@ -96,20 +96,20 @@ def _check_data(page: TiffPage, size: int) -> None:
         raise ValueError("it holds fewer pixels than it should")
 
 
-def _decode(path: Path, page: TiffPage) -> tuple[Array, Array | None]:
+def _decode(file: IO[bytes], name: str, page: TiffPage) -> tuple[Array, Array | None]:
     from tifffile import PHOTOMETRIC
 
     plain = page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB)
     if not plain or page.bitspersample < 8:
-        return _decode_by_pillow(path, page)
+        return _decode_by_pillow(file, name)
     try:
         samples = _samples(page)
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
         if page.bitspersample == 8:
-            return _decode_by_pillow(path, page)
-        samples = _decode_by_cv2(path, page)
+            return _decode_by_pillow(file, name)
+        samples = _decode_by_cv2(file, name, page)
     pixels, alpha = _split(samples, page)
     if alpha is not None and tuple(int(extra) for extra in page.extrasamples) == (1,):
         _unmultiply(pixels, alpha)
@@ -124,28 +124,30 @@ def _samples(page: TiffPage) -> Array:
     return decoded.astype(decoded.dtype.newbyteorder("="), copy=False)
 
 
-def _decode_by_cv2(path: Path, page: TiffPage) -> Array:
+def _decode_by_cv2(file: IO[bytes], name: str, page: TiffPage) -> Array:
     import cv2
 
     # OpenCV mixes up separate planes and drops the alpha of grey.
     if page.samplesperpixel == 2 or (page.planarconfig == 2 and page.samplesperpixel > 1):
-        name = getattr(page.compression, "name", page.compression)
+        packing = getattr(page.compression, "name", page.compression)
         raise ImageError(
-            f"{path} stores 16-bit samples with {name} compression in an unusual layout",
+            f"{name} stores 16-bit samples with {packing} compression in an unusual layout",
             "no or Deflate compression",
             "save it so, or pip install imagecodecs",
         )
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    file.seek(0)
+    decoded = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.shape[:2] != (page.imagelength, page.imagewidth):
         raise ValueError("its pixels cannot be decoded")
     pixels, alpha = split_cv2(decoded, grey=False)
     return pixels if alpha is None else np.dstack([pixels, alpha])
 
 
-def _decode_by_pillow(path: Path, page: TiffPage) -> tuple[Array, Array | None]:
+def _decode_by_pillow(file: IO[bytes], name: str) -> tuple[Array, Array | None]:
     from PIL import Image, TiffImagePlugin
 
-    with no_pillow_limit(), open(path, "rb") as file, TiffImagePlugin.TiffImageFile(file) as image:
+    file.seek(0)
+    with no_pillow_limit(), TiffImagePlugin.TiffImageFile(file) as image:
         orientation = image.tag_v2.get(ORIENTATION, 1)
         image.load()
         back = {
@@ -160,7 +162,7 @@ def _decode_by_pillow(path: Path, page: TiffPage) -> tuple[Array, Array | None]:
         # Pillow turns a TIFF upright and then forgets the tag; we keep pixels as stored, with their tag.
         turned = back is not None and ORIENTATION not in image.tag_v2
         stored: PILImage.Image = image.transpose(back) if back is not None and turned else image
-        return pil_arrays(stored, path)
+        return pil_arrays(stored, name)
 
 
 def _split(decoded: Array, page: TiffPage) -> tuple[Array, Array | None]:
@@ -184,7 +186,7 @@ def _unmultiply(pixels: Array, alpha: Array) -> None:
         pixels[rows] = np.minimum((pixels[rows].astype(np.uint64) * top + share // 2) // share, top)
 
 
-def _exif_of(path: Path, page: TiffPage) -> bytes | None:
+def _exif_of(file: IO[bytes], page: TiffPage) -> bytes | None:
     """The descriptive tags and the EXIF and GPS directories of a TIFF, as an EXIF block of their own."""
     from PIL import Image
 
@@ -195,18 +197,18 @@ def _exif_of(path: Path, page: TiffPage) -> bytes | None:
         exif = Image.Exif()
         exif[ORIENTATION] = int(orientation)
         return clean_exif(exif.tobytes())
-    with open(path, "rb") as file:
-        exif = Image.Exif()
-        exif.load_from_fp(file)
-        kept = Image.Exif()
-        for tag in exif:
-            if tag in DESCRIPTIVE_TAGS and not is_layout_note(exif[tag]):
-                kept[tag] = exif[tag]
-        for directory in (EXIF_IFD, GPS_IFD):
-            values = exif.get_ifd(directory) if directory in exif else {}
-            if values:
-                kept[directory] = dict(values)
-        return clean_exif(kept.tobytes()) if len(kept) else None
+    file.seek(0)
+    exif = Image.Exif()
+    exif.load_from_fp(file)
+    kept = Image.Exif()
+    for tag in exif:
+        if tag in DESCRIPTIVE_TAGS and not is_layout_note(exif[tag]):
+            kept[tag] = exif[tag]
+    for directory in (EXIF_IFD, GPS_IFD):
+        values = exif.get_ifd(directory) if directory in exif else {}
+        if values:
+            kept[directory] = dict(values)
+    return clean_exif(kept.tobytes()) if len(kept) else None
 
 
 def write_tiff(file: IO[bytes], pixels: Array, alpha: Array | None, icc: bytes | None, exif: bytes | None) -> None:

@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import DegradedData, PairedData
+    from .distil import absorb, explained, gain_kept
     from .losses import charbonnier, fft, l1, mse
     from .objectives import Objective, RefineObjective, RestoreObjective
-    from .trainer import finetune
+    from .trainer import dry_run, finetune
 
 _PLACES = {
+    "absorb": "distil",
+    "explained": "distil",
+    "gain_kept": "distil",
+    "dry_run": "trainer",
     "finetune": "trainer",
     "Objective": "objectives",
     "RefineObjective": "objectives",
@@ -28,9 +33,13 @@ __all__ = [
     "PairedData",
     "RefineObjective",
     "RestoreObjective",
+    "absorb",
     "charbonnier",
+    "dry_run",
+    "explained",
     "fft",
     "finetune",
+    "gain_kept",
     "l1",
     "mse",
 ]

@@ -2,8 +2,9 @@
 
 checkpoints/step_00001000/
     weights.safetensors      what is trained
-    average.safetensors      its exponential moving average (without averaging: absent)
+    average.safetensors      its exponential moving average (without averaging: empty)
     optimizer.safetensors    the optimiser's tensors
+    adversary.safetensors    the discriminator with its optimiser (without one: empty)
     state.json               step, recipe, the optimiser's numbers, SHA-256 of the files; written last
 """
 
@@ -27,7 +28,8 @@ from torch import Tensor
 from ..errors import CheckpointError, OutputError
 from ..resources import file_digest
 
-WEIGHTS, AVERAGE, OPTIMIZER, STATE = "weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, AVERAGE, OPTIMIZER = "weights.safetensors", "average.safetensors", "optimizer.safetensors"
+ADVERSARY, STATE = "adversary.safetensors", "state.json"
 PREFIX = "step_"
 
 
@@ -45,6 +47,8 @@ class Checkpoint:
     recipe: dict[str, Any]
     more: dict[str, Any] = field(default_factory=dict)
     """JSON: counters, the gradient scaler."""
+    adversary: dict[str, Tensor] = field(default_factory=dict)
+    """As `Adversary.state()`; empty without one."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -60,6 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     staging = folder / f".{target.name}.{uuid.uuid4().hex}"
     tensors, numbers = _pack(checkpoint.optimizer)
     parts = {WEIGHTS: checkpoint.weights, AVERAGE: checkpoint.average, OPTIMIZER: tensors}
+    parts[ADVERSARY] = checkpoint.adversary
     try:
         staging.mkdir(parents=True)
         for name, part in parts.items():
@@ -128,10 +133,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name, digest in state["sha256"].items():
             if file_digest(path / name) != digest:
                 raise CheckpointError(f"The checkpoint {path} is broken: {name} is not as it was written")
-        weights, average, tensors = (load_file(path / name) for name in (WEIGHTS, AVERAGE, OPTIMIZER))
-        return Checkpoint(
-            int(state["step"]), weights, average, _unpack(tensors, state["optimizer"]), state["recipe"], state["more"]
+        weights, average, tensors, adversary = (
+            load_file(path / name) for name in (WEIGHTS, AVERAGE, OPTIMIZER, ADVERSARY)
         )
+        optimizer = _unpack(tensors, state["optimizer"])
+        return Checkpoint(int(state["step"]), weights, average, optimizer, state["recipe"], state["more"], adversary)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"The checkpoint {path} is broken ({reason})", "a whole checkpoint") from None

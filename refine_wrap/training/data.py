@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..degradation import Degradation, degrade
 from ..errors import DataError, ImageError, RefineWrapError
-from ..folder import list_images, pair_by_name
 from ..images import read_image
+from .sources import Item, images, open_item, pairs
 
 if TYPE_CHECKING:
     from ..recipe import DataChoice, Recipe, TrainFolders
@@ -38,7 +37,7 @@ Array = npt.NDArray[Any]
 Sample = dict[str, Any]
 """`lq` (3, h, w) and `gt` (3, h * scale, w * scale) float32 in [0, 1], `strength` () float32, `name` str."""
 
-TRAINING, VALIDATION, SHUFFLE = 0, 1, 2  # streams of chance that never meet
+TRAINING, VALIDATION, SHUFFLE, STRENGTH = 0, 1, 2, 3  # streams of chance that never meet
 SHOWN = 5
 
 
@@ -46,7 +45,8 @@ class ImageStore:
     """Decoded images by number: kept in memory up to a limit, decoded again beyond it.
 
     Args:
-        rows: the files that belong to one sample, such as (gt,) or (gt, lq). A row with an unreadable file is left out.
+        rows: the images that belong to one sample, such as (gt,) or (gt, lq), as files or as `sources` gives them. A
+            row with an unreadable one is left out.
         cache_bytes: memory limit.
 
     Raises:
@@ -54,26 +54,26 @@ class ImageStore:
             warning.
     """
 
-    def __init__(self, rows: Sequence[tuple[Path, ...]], cache_bytes: int) -> None:
+    def __init__(self, rows: Sequence[tuple[Item, ...]], cache_bytes: int) -> None:
         self.limit = cache_bytes
         self.used = 0
-        self.kept: dict[Path, Array] = {}
-        self.sizes: dict[Path, tuple[int, int]] = {}
+        self.kept: dict[Item, Array] = {}
+        self.sizes: dict[Item, tuple[int, int]] = {}
         self.total = len(rows)
-        self.unreadable: dict[Path, str] = {}
-        self._fill([path for row in rows for path in row])
-        self.rows = [row for row in rows if not any(path in self.unreadable for path in row)]
+        self.unreadable: dict[Item, str] = {}
+        self._fill([item for row in rows for item in row])
+        self.rows = [row for row in rows if not any(item in self.unreadable for item in row)]
         self._judge()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": {}, "used": 0}  # a spawned worker fills its own
 
-    def get(self, path: Path) -> Array:
+    def get(self, item: Item) -> Array:
         """(H, W, 3 or 1), uint8 or uint16. Raises ImageError."""
-        pixels = self.kept.get(path)
+        pixels = self.kept.get(item)
         if pixels is None:
-            pixels = read_image(path).pixels
-            self._keep(path, pixels)
+            pixels = read_image(item).pixels
+            self._keep(item, pixels)
         return pixels
 
     def drop(self, row: int, error: RefineWrapError) -> None:
@@ -85,49 +85,49 @@ class ImageStore:
         self.unreadable[self.rows[row][0]] = str(error).splitlines()[0]
         self._judge()
 
-    def _fill(self, paths: list[Path]) -> None:
+    def _fill(self, items: list[Item]) -> None:
         """Decode until the limit is reached; of the others read the header only."""
         with ThreadPoolExecutor(4) as pool:
-            for start in range(0, len(paths), 16):  # in small lots, so that little is decoded beyond the limit
-                lot = paths[start : start + 16]
+            for start in range(0, len(items), 16):  # in small lots, so that little is decoded beyond the limit
+                lot = items[start : start + 16]
                 read = self._try if self.used < self.limit else self._try_header
-                for path, result in zip(lot, pool.map(read, lot), strict=True):
+                for item, result in zip(lot, pool.map(read, lot), strict=True):
                     if isinstance(result, str):
-                        self.unreadable[path] = result
+                        self.unreadable[item] = result
                     elif isinstance(result, tuple):
-                        self.sizes[path] = result
+                        self.sizes[item] = result
                     else:
-                        self.sizes[path] = (result.shape[0], result.shape[1])
-                        self._keep(path, result)
+                        self.sizes[item] = (result.shape[0], result.shape[1])
+                        self._keep(item, result)
 
-    def _keep(self, path: Path, pixels: Array) -> None:
+    def _keep(self, item: Item, pixels: Array) -> None:
         worker = get_worker_info()
         limit = self.limit if worker is None else max(self.limit // worker.num_workers, self.used)
-        if path not in self.kept and self.used + pixels.nbytes <= limit:
-            self.kept[path] = pixels
+        if item not in self.kept and self.used + pixels.nbytes <= limit:
+            self.kept[item] = pixels
             self.used += pixels.nbytes
 
     @staticmethod
-    def _try(path: Path) -> Array | str:
+    def _try(item: Item) -> Array | str:
         try:
-            return read_image(path).pixels
+            return read_image(item).pixels
         except ImageError as error:
             return error.came
 
     @staticmethod
-    def _try_header(path: Path) -> tuple[int, int] | Array | str:
+    def _try_header(item: Item) -> tuple[int, int] | Array | str:
         from PIL import Image
 
         try:
-            with Image.open(path) as image:
+            with open_item(item) as file, Image.open(file) as image:
                 return image.height, image.width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return ImageStore._try(path)  # what Pillow does not know, ours may
+        except (ImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return ImageStore._try(item)  # what Pillow does not know, ours may
 
     def _judge(self) -> None:
         if not self.unreadable:
             return
-        names = ", ".join(str(path) for path in list(self.unreadable)[:SHOWN])
+        names = ", ".join(str(item) for item in list(self.unreadable)[:SHOWN])
         more = f" and {len(self.unreadable) - SHOWN} more" if len(self.unreadable) > SHOWN else ""
         reason = next(iter(self.unreadable.values()))
         came = f"{len(self.unreadable)} of {self.total} training images cannot be read: {names}{more} ({reason})"
@@ -162,6 +162,8 @@ class ImageData(Dataset[Sample]):
         flips, rotations: whether samples are flipped and turned.
         strength: the range of the refiner's strength.
         samples_per_image: samples of each image in an epoch.
+        variants: how many different crops, orientations and degradations a sample has, taken in turn by the epochs;
+            None: new ones in every epoch.
         seed: all chance follows from it.
         fixed: for validation: the crop is the central one and at most the image, nothing is flipped, and the
             degradation has a stream of its own.
@@ -177,6 +179,7 @@ class ImageData(Dataset[Sample]):
         rotations: bool = True,
         strength: Sequence[float] = (0.0, 1.0),
         samples_per_image: int = 1,
+        variants: int | None = None,
         seed: int = 0,
         fixed: bool = False,
     ) -> None:
@@ -185,6 +188,7 @@ class ImageData(Dataset[Sample]):
         self.store, self.scale, self.crop = store, scale, crop
         self.flips, self.rotations, self.fixed = flips and not fixed, rotations and not fixed, fixed
         self.strength, self.samples_per_image, self.seed = tuple(strength), samples_per_image, seed
+        self.variants = variants
         self._warn_small()
 
     def __len__(self) -> int:
@@ -198,15 +202,25 @@ class ImageData(Dataset[Sample]):
         rows = len(self.store.rows)
         for step in range(rows):
             row = (index + step) % rows
-            rng = np.random.default_rng((self.seed, VALIDATION if self.fixed else TRAINING, epoch, index))
+            stream = VALIDATION if self.fixed else TRAINING
+            rng = np.random.default_rng((self.seed, stream, self.variant(epoch), index))
             try:
                 lq, gt = self.make(row, rng)
             except ImageError as error:  # its header was sound, its pixels are not: the next image takes its place
                 self.store.drop(row, error)
                 continue
-            strength = np.float32(rng.uniform(self.strength[0], self.strength[1]))
-            return {"lq": lq, "gt": gt, "strength": torch.tensor(strength), "name": str(self.store.rows[row][0])}
+            name = str(self.store.rows[row][0])
+            return {"lq": lq, "gt": gt, "strength": self.draw_strength(epoch, index), "name": name}
         raise DataError("No training image can be read")
+
+    def variant(self, epoch: int) -> int:
+        """Which variant of its samples an epoch takes."""
+        return epoch if self.variants is None else epoch % self.variants
+
+    def draw_strength(self, epoch: int, index: int) -> Tensor:
+        """The refiner's strength for a sample: new in every epoch, also where its images repeat."""
+        rng = np.random.default_rng((self.seed, STRENGTH, epoch, index))
+        return torch.tensor(np.float32(rng.uniform(self.strength[0], self.strength[1])))
 
     def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(lq, gt) of one image."""
@@ -337,7 +351,8 @@ def training_data(recipe: Recipe, scale: int) -> ImageData:
     """The training set of a recipe for a backbone of `scale`.
 
     Raises:
-        DataError: a folder is missing, empty or unpaired, sizes do not fit, or too many files are unreadable.
+        DataError: a folder, list, LMDB or tar is missing, empty, damaged or unpaired, sizes do not fit, or too many
+            files are unreadable.
         RecipeError: the scale of the degradation is not the backbone's.
     """
     data = recipe.data
@@ -347,6 +362,7 @@ def training_data(recipe: Recipe, scale: int) -> ImageData:
         "rotations": data.rotations,
         "strength": recipe.strength.train,
         "samples_per_image": data.samples_per_image,
+        "variants": data.variants,
         "seed": recipe.train.seed,
     }
     return _dataset(recipe, data.train, _rows(data.train), scale, options)
@@ -365,7 +381,7 @@ def validation_data(recipe: Recipe, scale: int) -> ImageData | None:
 
 
 def _dataset(
-    recipe: Recipe, part: TrainFolders, rows: list[tuple[Path, ...]], scale: int, options: dict[str, Any]
+    recipe: Recipe, part: TrainFolders, rows: list[tuple[Item, ...]], scale: int, options: dict[str, Any]
 ) -> ImageData:
     data: DataChoice = recipe.data
     if part.lq is None and data.degradation is not None and data.degradation.scale != scale:
@@ -383,16 +399,18 @@ def _dataset(
     return DegradedData(store, data.degradation, **options)
 
 
-def _rows(part: TrainFolders) -> list[tuple[Path, ...]]:
-    """The files of each sample: (gt,) or (gt, lq)."""
+def _rows(part: TrainFolders) -> list[tuple[Item, ...]]:
+    """The images of each sample: (gt,) or (gt, lq)."""
     if part.lq is None:
-        rows: list[tuple[Path, ...]] = [(path,) for root in part.gt for path in list_images(root)]
+        rows: list[tuple[Item, ...]] = [(item,) for source in part.gt for item in images(source, part.gt_root)]
     else:
-        rows = [
-            pair
-            for gt, lq in zip(part.gt, part.lq, strict=True)
-            for pair in pair_by_name(gt, lq, gt_pattern=part.gt_pattern, lq_pattern=part.lq_pattern)
-        ]
+        names = {
+            "gt_root": part.gt_root,
+            "lq_root": part.lq_root,
+            "gt_pattern": part.gt_pattern,
+            "lq_pattern": part.lq_pattern,
+        }
+        rows = [pair for gt, lq in zip(part.gt, part.lq, strict=True) for pair in pairs(gt, lq, **names)]
     return list(dict.fromkeys(rows))  # a folder that is named twice counts once
 
 
@@ -437,7 +455,7 @@ class StepBatches:
         return self.stop - self.start
 
 
-def loader(data: ImageData, batches: StepBatches, workers: int) -> DataLoader[Sample]:
+def loader(data: Dataset[Sample], batches: Iterable[list[tuple[int, int]]], workers: int) -> DataLoader[Sample]:
     """Batches of samples, in the order of the steps."""
     return DataLoader(
         data,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,19 +19,28 @@ from ..errors import OutputError
 from ..folder import atomic_path
 from ..images import Picture
 
+if TYPE_CHECKING:
+    from .trainer import StepResult
+
 METRICS, RECIPE, ABOUT = "metrics.jsonl", "recipe.yaml", "run.json"
 
 
 class Monitor:
-    """Progress on the terminal, and the run's metrics. Processes but the first have `active=False` and do nothing."""
+    """Progress on the terminal, and the run's metrics. Processes but the first have `active=False` and do nothing.
 
-    def __init__(self, folder: Path, steps: int, start: int, *, quiet: bool, active: bool = True) -> None:
+    `trackers`: an `Accelerator` whose trackers get the metrics too.
+    """
+
+    def __init__(
+        self, folder: Path, steps: int, start: int, *, quiet: bool, active: bool = True, trackers: Any = None
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.folder, self.steps, self.active = folder, steps, active
         self.console = Console(stderr=True, quiet=quiet or not active)
         self.sums: dict[str, float] = {}
+        self.judged: dict[str, float] = {}
         self.count = self.skipped = 0
         self.wait = 0.0
         self.since = time.perf_counter()
@@ -48,25 +58,32 @@ class Monitor:
         self.task = self.progress.add_task("training", total=steps, completed=start, state="")
         if active:
             _trim(folder / METRICS, start)
+        self.trackers = trackers if trackers is not None and trackers.log_with else None
 
     def __enter__(self) -> Monitor:
+        if self.trackers is not None:
+            self.trackers.init_trackers("tracked")
         self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+        if self.trackers is not None:
+            self.trackers.end_training()
 
     def say(self, text: str) -> None:
         """One line on the terminal."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def step(self, step: int, losses: Mapping[str, float], wait: float, rate: float, every: int) -> None:
-        """After each step; `losses` is empty for a skipped one. Writes a line every `every` steps and at the end."""
+    def step(self, step: int, result: StepResult, wait: float, every: int) -> None:
+        """After each step. Writes a line every `every` steps and at the end."""
         self.wait += wait
         self.count += 1
-        self.skipped += not losses
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.skipped += not result.finite
+        if result.finite:
+            for sums, values in ((self.sums, result.losses), (self.judged, result.adversary)):
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value
         self.progress.update(self.task, completed=step)
         if step % every and step != self.steps:
             return
@@ -78,7 +95,8 @@ class Monitor:
             "step": step,
             "loss": sum(means.values()),
             "losses": means,
-            "learning_rate": rate,
+            **({"adversary": {name: value / done for name, value in self.judged.items()}} if self.judged else {}),
+            "learning_rate": result.rate,
             "seconds_per_step": seconds / self.count,
             "data_wait_share": min(self.wait / max(seconds, 1e-9), 1.0),
             "skipped": self.skipped,
@@ -91,9 +109,18 @@ class Monitor:
             self.say(f"step {step}/{self.steps}  {state}  {_duration(left)} left")
         self.resume_clock()
 
+    def filling(self, done: int, total: int) -> None:
+        """After each batch of outputs of the frozen backbone that are computed before the first step."""
+        state = f"backbone cache {done}/{total}"
+        self.progress.update(self.task, state=state)
+        if not self.live and (done == total or time.perf_counter() - self.since > 60):
+            self.say(state)
+            self.since = time.perf_counter()
+
     def resume_clock(self) -> None:
         """Begin a new stretch: what came before (a validation, a checkpoint) does not count as training time."""
-        self.sums, self.count, self.skipped, self.wait, self.since = {}, 0, 0, 0.0, time.perf_counter()
+        self.sums, self.judged, self.count, self.skipped, self.wait = {}, {}, 0, 0, 0.0
+        self.since = time.perf_counter()
 
     def pause(self, seconds: float) -> None:
         """Take time that was not training out of the present stretch."""
@@ -103,6 +130,8 @@ class Monitor:
         """One line of metrics.jsonl."""
         if not self.active:
             return
+        if self.trackers is not None:
+            self.trackers.log(_scalars(line), step=line["step"])
         path = self.folder / METRICS
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -111,6 +140,14 @@ class Monitor:
             raise OutputError(
                 f"{path} cannot be written: {error.strerror or error}", None, "make room, then resume"
             ) from error
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a line by name, as trackers take them."""
+    if line["kind"] == "validation":
+        return {f"validation/{metric['name']}": metric["value"] for metric in line["metrics"]}
+    losses = {f"train/{name}": value for name, value in (line["losses"] | line.get("adversary", {})).items()}
+    return {**losses, **{f"train/{name}": line[name] for name in ("loss", "learning_rate", "seconds_per_step")}}
 
 
 def _trim(path: Path, step: int) -> None:
@@ -151,7 +188,9 @@ def open_run(folder: Path, recipe_yaml: str, about: Mapping[str, Any]) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     system = {"platform": platform.platform(), "processor": platform.machine(), "threads": torch.get_num_threads()}
-    document = {**about, "versions": versions, "system": system, "argv": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+    # The recipe's paths are relative to the folder that the run was started in.
+    call = {"folder": os.getcwd(), "argv": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+    document = {**about, "versions": versions, "system": system, **call}
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The run's folder {folder} is a file", "a folder, or a name that is free", "set output=...")
     with atomic_path(folder / RECIPE) as temporary:

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone, load_backbone
-from ..errors import CheckpointError
+from ..errors import RefineWrapError
 from ..wrapper import RefineWrapper
-from .losses import weighted_losses
+from .lora import add_lora, lora_weights, merged, save_lora, without_lora
+from .losses import LossSet
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
-
-BACKBONE_KEY = "refine_wrap.backbone"
-"""Key of the safetensors metadata under which `load_backbone` finds the architecture and its options."""
+    from .adversary import Adversary
 
 
 class Objective(nn.Module):
@@ -29,9 +28,17 @@ class Objective(nn.Module):
     `parameters()` is only what is trained.
     """
 
-    weights: dict[str, float]
+    losses: LossSet
     result: str
     """Name of the folder that `save` writes in the run's."""
+    adversary: Adversary | None = None
+    """Set where the recipe has a `gan` loss. It is no submodule: it is trained, moved and saved by itself."""
+
+    def __init__(self, losses: LossSet) -> None:
+        super().__init__()
+        self.losses = losses
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        """With an adversary: outputs and ground truths since `take_seen`, for its own step."""
 
     @property
     def backbone(self) -> Backbone:
@@ -39,6 +46,27 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def compare(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The weighted losses of (B, 3, H, W), the adversarial one among them."""
+        terms: dict[str, Tensor] = self.losses(output, target)
+        if self.adversary is not None:
+            terms["gan"] = self.adversary.generator_term(output)
+            self.seen.append((output.detach(), target))
+        return terms
+
+    def take_seen(self) -> list[tuple[Tensor, Tensor]]:
+        """What was compared since the last call."""
+        seen, self.seen = self.seen, []
+        return seen
+
+    def frozen(self, lq: Tensor) -> dict[str, Tensor]:
+        """What the frozen part makes of (B, 3, h, w), each with B entries; a batch may hold it in place of `lq`."""
+        raise NotImplementedError
+
+    def networks(self) -> list[nn.Module]:
+        """What runs in a training step, the trained parts last: for torch.compile and activation checkpointing."""
         raise NotImplementedError
 
     def predict(self, lq: Tensor) -> Tensor:
@@ -67,34 +95,69 @@ class Objective(nn.Module):
 
 
 class RestoreObjective(Objective):
-    """Train the backbone toward the ground truth."""
+    """Train the backbone toward the ground truth: all its weights, or LoRA alone.
+
+    Args:
+        backbone: changed in place.
+        losses: between its output and the ground truth.
+        lora: the arguments of `add_lora`; None: all weights are trained. With LoRA the backbone stays in evaluation
+            mode, its norm statistics as published.
+    """
 
     result = "backbone"
 
-    def __init__(self, backbone: Backbone, weights: Mapping[str, float]) -> None:
-        super().__init__()
-        self.network, self.weights = backbone, dict(weights)
+    def __init__(self, backbone: Backbone, losses: LossSet, lora: Mapping[str, Any] | None = None) -> None:
+        super().__init__(losses)
+        self.network, self.with_lora = backbone, lora is not None
+        if lora is not None:
+            add_lora(backbone, **lora)
+            return
         for parameter in backbone.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
+
+    def train(self, mode: bool = True) -> RestoreObjective:
+        super().train(mode)
+        if self.with_lora:
+            self.network.eval()
+        return self
 
     @property
     def backbone(self) -> Backbone:
         return self.network
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        return weighted_losses(self.backbone(batch["lq"]), batch["gt"], self.weights)
+        return self.compare(self.backbone(batch["lq"]), batch["gt"])
+
+    def networks(self) -> list[nn.Module]:
+        return [self.backbone.module]
 
     @torch.no_grad()
     def predict(self, lq: Tensor) -> Tensor:
         output: Tensor = self.backbone(lq)
         return output
 
+    @torch.no_grad()
+    def baseline(self, lq: Tensor) -> Tensor | None:
+        """With LoRA: the backbone without it."""
+        if not self.with_lora:
+            return None
+        with without_lora(self.backbone):
+            output: Tensor = self.backbone(lq)
+        return output
+
     def trained(self) -> nn.Module:
-        return self.backbone.module
+        return lora_weights(self.backbone) if self.with_lora else self.backbone.module
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
-        """`NAME.safetensors` of published names, which `load_backbone` reads, and `backbone.json` about it."""
-        return save_backbone(self.backbone, folder, recipe, metrics)
+        """`NAME.safetensors` of published names, which `load_backbone` reads, and `backbone.json` about it.
+
+        LoRA is merged into these weights, and is written by itself in `lora/` too.
+        """
+        if not self.with_lora:
+            return save_backbone(self.backbone, folder, recipe, metrics)
+        saved = save_backbone(merged(self.backbone), folder, recipe, metrics)
+        save_lora(self.backbone, saved / "lora")
+        return saved
 
 
 class RefineObjective(Objective):
@@ -102,20 +165,26 @@ class RefineObjective(Objective):
 
     result = "adapter"
 
-    def __init__(self, wrapper: RefineWrapper, weights: Mapping[str, float]) -> None:
-        super().__init__()
+    def __init__(self, wrapper: RefineWrapper, losses: LossSet) -> None:
+        super().__init__(losses)
         wrapper.freeze()
-        self.wrapper, self.weights = wrapper, dict(weights)
+        self.wrapper = wrapper
 
     @property
     def backbone(self) -> Backbone:
         return self.wrapper.backbone
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            restored = self.wrapper.backbone(batch["lq"])
+        restored = (batch if "restored" in batch else self.frozen(batch["lq"]))["restored"]
         refined = self.wrapper.refiner(restored, batch["strength"].to(restored.dtype))
-        return weighted_losses(refined, batch["gt"], self.weights)
+        return self.compare(refined, batch["gt"])
+
+    @torch.no_grad()
+    def frozen(self, lq: Tensor) -> dict[str, Tensor]:
+        return {"restored": self.wrapper.backbone(lq)}
+
+    def networks(self) -> list[nn.Module]:
+        return [self.wrapper.backbone.module, self.wrapper.refiner]
 
     @torch.no_grad()
     def predict(self, lq: Tensor) -> Tensor:
@@ -146,14 +215,24 @@ def build_objective(recipe: Recipe) -> Objective:
     """The objective of a recipe, on the CPU, its new weights drawn from the recipe's seed.
 
     Raises:
-        RefineWrapError: the backbone or the refiner cannot be built (see `load_backbone`).
+        RefineWrapError: the backbone or the refiner cannot be built (see `load_backbone`), or a loss needs a package
+            that is not there.
+        CheckpointError: weights of a loss are missing or are not its.
     """
+    with recipe.at("losses"):
+        losses = LossSet(recipe.losses)
     torch.manual_seed(recipe.train.seed)
     choice = recipe.backbone.model_dump(exclude_none=True)
-    backbone = load_backbone({key: value for key, value in choice.items() if value or key == "options"})
+    with recipe.at("backbone.weights", "backbone"):
+        backbone = load_backbone({key: value for key, value in choice.items() if value or key == "options"})
     if recipe.objective == "restore":
-        return RestoreObjective(backbone, recipe.losses.weights())
-    return RefineObjective(_wrap(recipe, backbone), recipe.losses.weights())
+        if recipe.trainable != ["lora"]:
+            return RestoreObjective(backbone, losses)
+        try:
+            return RestoreObjective(backbone, losses, recipe.lora.model_dump())
+        except RefineWrapError as error:
+            raise recipe.refuse("lora.targets", error.came, error.expected, error.next_step) from None
+    return RefineObjective(_wrap(recipe, backbone), losses)
 
 
 def _wrap(recipe: Recipe, backbone: Backbone) -> RefineWrapper:
@@ -182,28 +261,14 @@ def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: lis
         CheckpointError: a weight is not finite.
         OutputError: the folder cannot be written.
     """
-    from safetensors.torch import save
-
     from .. import __version__
     from ..folder import atomic_path
 
-    tensors = {
-        name: value.detach().cpu().clone().contiguous() for name, value in backbone.published_state_dict().items()
-    }
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{name} holds values that are not finite", "finite weights", "do not keep this run")
-    rebuild = {key: backbone.source[key] for key in ("arch", "options", "spec") if backbone.source.get(key)}
-    target = folder / "backbone" / f"{recipe.name}.safetensors"
-    with atomic_path(target) as temporary:
-        # Of a network that spandrel recognises by its keys nothing needs to be recorded.
-        metadata = {"format": "pt", **({BACKBONE_KEY: json.dumps(rebuild)} if "arch" in rebuild else {})}
-        # Through bytes: safetensors' own files are readable by their owner alone, whatever the umask.
-        temporary.write_bytes(save(tensors, metadata))
+    target = backbone.save_published(folder / "backbone" / f"{recipe.name}.safetensors")
     about = {
         "format_version": 1,
         "file": target.name,
-        **rebuild,
+        **backbone.rebuild(),
         "started_from": backbone.source.get("weights"),
         "family": backbone.spec.family,
         "scale": backbone.spec.scale,

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import signal
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import OutputError, TrainingError
 from ..evaluation import Protocol
+from ..folder import shard
 from ..recipe import Recipe, TrainChoice
+from .activations import checkpoint_activations
+from .adversary import Adversary
 from .checkpoint import Average, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
-from .data import ImageData, StepBatches, loader, training_data, validation_data
+from .data import ImageData, Sample, StepBatches, loader, training_data, validation_data
+from .frozen import FrozenData, OutputStore, fill, frozen_data, needed
 from .monitor import Monitor, open_run, save_strip
 from .objectives import Objective, build_objective
 
 MOST_SKIPPED = 5
 """Steps in a row whose loss is not finite before the run stops."""
+Notify = Callable[[int, int], None]
 FREE_KEYS = {
     "description",
     "licence",
@@ -35,11 +44,15 @@ FREE_KEYS = {
     "data.validation",
     "data.cache",
     "data.sources",
+    "backbone_cache.keep",
+    "backbone_cache.folder",
     "train.accumulate",
     "train.workers",
     "train.threads",
     "train.device",
     "train.log_every",
+    "train.trackers",
+    "train.activation_checkpointing",
 }
 """What may change between a run and its resumption."""
 
@@ -65,39 +78,61 @@ def finetune(recipe: Recipe | str | Path, *, resume: str | Path = "auto", quiet:
         KeyboardInterrupt: Ctrl-C (or SIGTERM), after the step was finished and a checkpoint saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    threads = torch.get_num_threads()
-    try:
-        if recipe.train.threads is not None:
-            torch.set_num_threads(recipe.train.threads)
-        with _interruptions() as interrupted:
-            return _train(recipe, resume, quiet, interrupted)
-    finally:
-        torch.set_num_threads(threads)
+    with _threads(recipe.train.threads), interruptions() as interrupted:
+        return _train(_prepare(recipe, resume), quiet, interrupted)
 
 
-def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[int]) -> Path:
-    options, folder = recipe.train, recipe.folder
+@dataclass
+class Run:
+    """A run that is ready: everything on its device, nothing written yet."""
 
-    # Everything that can be refused is refused before anything is written.
+    recipe: Recipe
+    accelerator: Any
+    objective: Objective
+    model: Any
+    """The objective as accelerate runs it."""
+    optimizer: Any
+    prepared: Any
+    """The optimiser as accelerate steps it."""
+    average: Average
+    data: ImageData
+    validation: ImageData | None
+    batches: StepBatches
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and shows."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
+
+
+def _prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
+    """Build and load everything. What can be refused is refused here, before anything is written."""
+    options = recipe.train
     accelerator = _accelerator(recipe)
-    device, world, rank, first = (
-        accelerator.device,
-        accelerator.num_processes,
-        accelerator.process_index,
-        accelerator.is_main_process,
-    )
     saved = _resumed(recipe, resume)
-    start = saved.step if saved else 0
     objective = build_objective(recipe)
-    data = training_data(recipe, objective.backbone.spec.scale)
-    validation = validation_data(recipe, objective.backbone.spec.scale)
+    with recipe.at("data.train"):
+        data = training_data(recipe, objective.backbone.spec.scale)
+    with recipe.at("data.validation"):
+        validation = validation_data(recipe, objective.backbone.spec.scale)
     if recipe.objective == "refine" and recipe.backbone.weights is None:
         text = "The backbone has no weights: the refiner is trained behind a random network"
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+    if options.activation_checkpointing and not checkpoint_activations(objective.networks()[-1]):
+        text = "train.activation_checkpointing finds no repeated blocks in this network, and changes nothing"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+    if "gan" in recipe.losses.weights() and recipe.losses.gan is not None:
+        with recipe.at("losses.gan", "losses"):
+            objective.adversary = Adversary(recipe.losses.gan, accelerator, options.seed)
 
     # The order matters: weights before the optimiser, and both on their device before the saved state is put in.
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    objective.train().to(device)
+    objective.train().to(accelerator.device)
     objective.to(memory_format=layout)
     if saved:
         _load(objective.trained(), saved.weights, "weights")
@@ -108,121 +143,198 @@ def _train(recipe: Recipe, resume: str | Path, quiet: bool, interrupted: list[in
         weight_decay=options.weight_decay,
     )
     average = Average(objective.trained(), options.ema)
+    if options.compile:
+        for network in objective.networks():
+            network.compile()
     model, prepared = accelerator.prepare(objective, optimizer)
     if saved:
         optimizer.load_state_dict(saved.optimizer)
-        average.values = {name: value.to(device) for name, value in saved.average.items()}
+        average.values = {name: value.to(accelerator.device) for name, value in saved.average.items()}
         average.count = int(saved.more["averaged"])
         if accelerator.scaler is not None and saved.more.get("scaler"):
             accelerator.scaler.load_state_dict(saved.more["scaler"])
+        if objective.adversary is not None:
+            objective.adversary.load(saved.adversary)
+    start = saved.step if saved else 0
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = StepBatches(len(data), options.batch_size, options.seed, start, options.steps, rank, world)
+    return Run(recipe, accelerator, objective, model, optimizer, prepared, average, data, validation, batches)
 
-    if first:
-        open_run(
-            folder,
-            recipe.to_yaml(),
-            {
-                "seed": options.seed,
-                "device": str(device),
-                "processes": world,
-                "resumed_at": start or None,
-                "training_images": len(data.store.rows),
-                "unreadable": sorted(map(str, data.store.unreadable)),
-            },
-        )
-    accelerator.wait_for_everyone()
 
-    def save(step: int) -> None:
-        if first:
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            save_checkpoint(
-                folder / "checkpoints",
-                Checkpoint(
-                    step,
-                    dict(objective.trained().state_dict()),
-                    average.values,
-                    optimizer.state_dict(),
-                    recipe.to_dict(),
-                    {"averaged": average.count, "scaler": scaler},
-                ),
-                recipe.keep_checkpoints,
-            )
-        accelerator.wait_for_everyone()
+def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
+    recipe, options, folder = run.recipe, run.recipe.train, run.recipe.folder
+    objective, average, accelerator, start = run.objective, run.average, run.accelerator, run.batches.start
+    _open(run)
 
     metrics: list[dict[str, Any]] = []
     failures: list[list[str]] = []  # the files of the last steps in a row whose loss was not finite
-    batches = StepBatches(len(data), options.batch_size, options.seed, start, options.steps, rank, world)
-
-    with Monitor(folder, options.steps, start, quiet=quiet, active=first) as monitor:
-        monitor.say(_headline(recipe, objective, data, device, start))
+    with Monitor(folder, options.steps, start, quiet=quiet, active=run.first, trackers=accelerator) as monitor:
+        monitor.say(_headline(run))
+        samples = _samples(run, monitor, interrupted)
+        monitor.resume_clock()
         clock = time.perf_counter()
-        for step, batch in enumerate(loader(data, batches, options.workers), start):
+        for step, batch in enumerate(loader(samples, run.batches, options.workers), start):
             waited = time.perf_counter() - clock
-            rate = learning_rate(step, options)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(_step_seed(options.seed, step, rank))  # for dropout and stochastic depth
-
-            # Forward and backward, in parts. Gradients meet between processes with the last part only.
-            names, parts = batch.pop("name"), _split(batch, options.accumulate, device, layout)
-            losses: dict[str, Tensor] = {}
-            for number, part in enumerate(parts, 1):
-                with nullcontext() if number == len(parts) else accelerator.no_sync(model):
-                    terms: dict[str, Tensor] = model(part)
-                    accelerator.backward(torch.stack(list(terms.values())).sum() / len(parts))
-                for name, value in terms.items():
-                    losses[name] = losses.get(name, value.new_zeros(())) + value.detach() / len(parts)
-
-            # One reduction tells every process the mean losses, and whether one was told to stop.
-            limit = options.gradient_clip if options.gradient_clip is not None else math.inf
-            norm = accelerator.clip_grad_norm_(list(objective.parameters()), limit)
-            told = torch.stack([*losses.values(), torch.tensor(float(bool(interrupted)), device=device)])
-            told = accelerator.reduce(told, "mean").tolist()
-            values, stop = dict(zip(losses, told, strict=False)), told[-1] > 0
-            # float16 has infinite gradients now and then; its scaler skips those steps and lowers its scale.
-            finite = all(map(math.isfinite, values.values())) and (
-                accelerator.scaler is not None or math.isfinite(float(norm))
-            )
-            if finite or accelerator.scaler is not None:
-                prepared.step()
-            prepared.zero_grad(set_to_none=True)
-            if finite and not accelerator.optimizer_step_was_skipped:
-                average.update()
-            failures = [] if finite else [*failures, names]
-            done = step + 1
-            monitor.step(done, values if finite else {}, waited, rate, options.log_every)
+            done, last = step + 1, step + 1 == options.steps
+            result = _step(run, step, batch, interrupted)
+            failures = [] if result.finite else [*failures, batch["name"]]
+            monitor.step(done, result, waited, options.log_every)
             if len(failures) >= MOST_SKIPPED:
                 raise _not_finite(done, failures, folder)
 
             # Validation, checkpoints, Ctrl-C.
             began = time.perf_counter()
-            last = done == options.steps
-            stop = stop and not last
-            if validation is not None and (last or (done % recipe.validate_every == 0 and not stop)):
-                if first:
+            stop = result.stop and not last
+            if run.validation is not None and (last or (done % recipe.validate_every == 0 and not stop)):
+                if run.first:
                     with average.applied():
-                        pictures = folder / "pictures" / f"step_{done:08d}"
-                        metrics = validate(objective, validation, device, recipe, pictures)
+                        metrics = validate(run, folder / "pictures" / f"step_{done:08d}")
                     monitor.write({"kind": "validation", "step": done, "metrics": metrics})
                     monitor.say(f"step {done}: " + ", ".join(f"{m['name']} {m['value']:.4f}" for m in metrics))
                 accelerator.wait_for_everyone()
             if last or stop or done % recipe.save_every == 0:
-                save(done)
+                _save(run, done)
             if stop:
                 monitor.say(f"stopped at step {done}, saved in {folder / 'checkpoints'}")
                 raise KeyboardInterrupt
             clock = time.perf_counter()
             monitor.pause(clock - began)
 
-        if start >= options.steps and validation is not None and first:  # resumed when all was done
+        if start >= options.steps and run.validation is not None and run.first:  # resumed when all was done
             with average.applied():
-                metrics = validate(objective, validation, device, recipe, None)
+                metrics = validate(run, None)
 
     with average.applied():
         objective.eval().to("cpu")
-        if first:
+        if run.first:
             objective.save(folder, recipe, metrics)
     accelerator.wait_for_everyone()
     return folder / objective.result
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step came to, the same in every process."""
+
+    losses: dict[str, float]
+    finite: bool
+    stop: bool
+    """Whether a process was told to stop."""
+    rate: float
+    """The learning rate."""
+    adversary: dict[str, float] = field(default_factory=dict)
+    """What the discriminator says of itself, where there is one."""
+
+
+def _step(run: Run, step: int, batch: dict[str, Any], interrupted: Sequence[int]) -> StepResult:
+    """One optimiser step, counted from 0."""
+    options, accelerator, objective = run.recipe.train, run.accelerator, run.objective
+    rate = learning_rate(step, options)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    torch.manual_seed(_step_seed(options.seed, step, run.batches.rank))  # for dropout and stochastic depth
+    adversary = objective.adversary
+    if adversary is not None:
+        adversary.now = step
+
+    # Forward and backward, in parts. Gradients meet between processes with the last part only.
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    parts = _split(tensors, options.accumulate, accelerator.device, run.layout)
+    losses: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, 1):
+        with nullcontext() if number == len(parts) else accelerator.no_sync(run.model):
+            terms: dict[str, Tensor] = run.model(part)
+            accelerator.backward(torch.stack(list(terms.values())).sum() / len(parts))
+        for name, value in terms.items():
+            losses[name] = losses.get(name, value.new_zeros(())) + value.detach() / len(parts)
+
+    # One reduction tells every process the mean losses, and whether one was told to stop.
+    limit = options.gradient_clip if options.gradient_clip is not None else math.inf
+    norm = accelerator.clip_grad_norm_(list(objective.parameters()), limit)
+    told = torch.stack([*losses.values(), torch.tensor(float(bool(interrupted)), device=accelerator.device)])
+    told = accelerator.reduce(told, "mean").tolist()
+    values = dict(zip(losses, told, strict=False))
+    # float16 has infinite gradients now and then; its scaler skips those steps and lowers its scale.
+    scaled = accelerator.scaler is not None
+    finite = all(map(math.isfinite, values.values())) and (scaled or math.isfinite(float(norm)))
+    if finite or scaled:
+        run.prepared.step()
+    run.prepared.zero_grad(set_to_none=True)
+    if finite and not accelerator.optimizer_step_was_skipped:
+        run.average.update()
+
+    # The discriminator learns from what the objective has just shown it.
+    judged: dict[str, float] = {}
+    if adversary is not None:
+        seen = objective.take_seen()
+        if finite:
+            judged = {name: float(v) for name, v in adversary.step(seen, rate / options.learning_rate).items()}
+    return StepResult(values, finite, told[-1] > 0, rate, judged)
+
+
+def dry_run(recipe: Recipe | str | Path) -> dict[str, Any]:
+    """Two steps of a recipe, the second one timed, and what the whole run would take. Nothing is written.
+
+    Returns:
+        `parameters` (trained, in all, share), `images`, `steps`, `seconds_per_step`, `data_wait_share`,
+        `validation_seconds` (of one validation, by one image), `hours` (of the whole run, without saving),
+        `peak_memory_mib` (of the GPU; on a CPU of this process), `checkpoint_mib`, `losses`, `device`. With
+        `backbone_cache` also `cached_outputs` (how many are to be computed) and `cached_mib`; the step is timed with
+        them kept, and `hours` has the time to make them.
+
+    Raises:
+        what `finetune` raises before it writes.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    with _threads(recipe.train.threads):
+        return _try(_prepare(recipe, "auto"))
+
+
+def _try(run: Run) -> dict[str, Any]:
+    options, objective, device = run.recipe.train, run.objective, run.accelerator.device
+    batches = replace(run.batches, start=0, stop=2)
+    samples: Any = run.data
+    cache: dict[str, Any] = {}
+    making = 0.0
+    if run.recipe.backbone_cache.keep != "none":
+        frozen = FrozenData(run.data, OutputStore(None), "")  # in memory, under names of no other run
+        keys = needed(run.batches, run.data.variants or 1)
+        began = time.perf_counter()
+        made = _fill(run, frozen, needed(batches, run.data.variants or 1))
+        each = sum(t.nbytes for entry in frozen.store.kept.values() for t in entry.values()) / max(made, 1)
+        making = (time.perf_counter() - began) / max(made, 1) * len(keys)
+        cache = {"cached_outputs": len(keys), "cached_mib": each * len(keys) / 2**20}
+        samples = frozen
+    clock = time.perf_counter()
+    for step, batch in enumerate(loader(samples, batches, options.workers)):
+        waited = time.perf_counter() - clock
+        result = _step(run, step, batch, ())
+        _synchronize(device)
+        seconds = time.perf_counter() - clock
+        clock = time.perf_counter()
+    checking = 0.0
+    if run.validation is not None:
+        validate(run, None, limit=1)
+        checking = (time.perf_counter() - clock) * len(run.validation)
+    validations = -(-options.steps // run.recipe.validate_every) if run.validation is not None else 0
+    trained = sum(parameter.numel() for parameter in objective.parameters())
+    total = sum(parameter.numel() for module in objective.networks() for parameter in module.parameters())
+    moments = sum(v.nbytes for entry in run.optimizer.state.values() for v in entry.values() if isinstance(v, Tensor))
+    kept = sum(v.nbytes for v in (*objective.trained().state_dict().values(), *run.average.values.values()))
+    return {
+        "parameters": {"trained": trained, "all": total, "share": trained / total},
+        "images": len(run.data.store.rows),
+        "steps": options.steps,
+        "device": str(device),
+        "losses": result.losses,
+        "seconds_per_step": seconds,
+        "data_wait_share": waited / seconds,
+        "validation_seconds": checking,
+        "hours": (seconds * options.steps + checking * validations + making) / 3600,
+        "peak_memory_mib": _peak_memory(device) / 2**20,
+        "checkpoint_mib": (moments + kept) / 2**20,
+        **cache,
+    }
 
 
 # ---------------------------------------------------------------- the pieces
@@ -243,19 +355,96 @@ def learning_rate(step: int, options: TrainChoice) -> float:
     return final + (options.learning_rate - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def validate(
-    objective: Objective, data: ImageData, device: torch.device, recipe: Recipe, pictures: Path | None
-) -> list[dict[str, Any]]:
+def _open(run: Run) -> None:
+    """Make the run's folder, with what is known before the first step."""
+    if run.first:
+        open_run(
+            run.recipe.folder,
+            run.recipe.to_yaml(),
+            {
+                "seed": run.recipe.train.seed,
+                "device": str(run.accelerator.device),
+                "processes": run.batches.world,
+                "resumed_at": run.batches.start or None,
+                "training_images": len(run.data.store.rows),
+                "unreadable": sorted(map(str, run.data.store.unreadable)),
+            },
+        )
+    run.accelerator.wait_for_everyone()
+
+
+def _samples(run: Run, monitor: Monitor, interrupted: list[int]) -> Dataset[Sample]:
+    """The training samples; with `backbone_cache`, what the frozen backbone makes of them is computed first."""
+    if run.recipe.backbone_cache.keep == "none":
+        return run.data
+    frozen = frozen_data(run.recipe, run.objective.backbone, run.data)
+    keys = needed(run.batches, run.data.variants or 1)
+    if frozen.store.folder is not None:  # the processes share the files, and the work
+        keys = shard(keys, run.batches.rank, run.batches.world)
+
+    def notify(done: int, total: int) -> None:
+        monitor.filling(done, total)
+        if interrupted:  # what is made is kept on the disk
+            raise KeyboardInterrupt
+
+    made = _fill(run, frozen, keys, notify)
+    monitor.say(f"backbone cache: {made} outputs computed, {len(keys) - made} were there")
+    run.accelerator.wait_for_everyone()
+    return frozen
+
+
+def _fill(run: Run, frozen: FrozenData, keys: list[tuple[int, int]], notify: Notify | None = None) -> int:
+    options = run.recipe.train
+
+    def compute(lq: Tensor) -> dict[str, Tensor]:
+        with run.accelerator.autocast():
+            return run.objective.frozen(lq.contiguous(memory_format=run.layout))
+
+    return fill(
+        frozen,
+        keys,
+        compute,
+        batch_size=max(1, options.batch_size // run.batches.world // options.accumulate),
+        workers=options.workers,
+        device=run.accelerator.device,
+        dtype=torch.float16 if run.recipe.backbone_cache.dtype == "float16" else None,
+        notify=notify,
+    )
+
+
+def _save(run: Run, step: int) -> None:
+    """A checkpoint after `step` steps."""
+    if run.first:
+        scaler = run.accelerator.scaler
+        save_checkpoint(
+            run.recipe.folder / "checkpoints",
+            Checkpoint(
+                step,
+                dict(run.objective.trained().state_dict()),
+                run.average.values,
+                run.optimizer.state_dict(),
+                run.recipe.to_dict(),
+                {"averaged": run.average.count, "scaler": scaler.state_dict() if scaler is not None else None},
+                run.objective.adversary.state() if run.objective.adversary is not None else {},
+            ),
+            run.recipe.keep_checkpoints,
+        )
+    run.accelerator.wait_for_everyone()
+
+
+def validate(run: Run, pictures: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
     """PSNR and SSIM over the validation images, of the output and, where it is fixed, of the bare backbone.
 
     Args:
         pictures: a folder for low quality | backbone | output | ground truth side by side; None: no pictures.
+        limit: how many images; None: all.
 
     Returns:
         `name`, `value` (mean over the images), `protocol` and `data`, as a model card lists them.
     """
-    part = recipe.data.validation
-    assert part is not None  # there is validation data
+    objective, data, device, part = run.objective, run.validation, run.accelerator.device, run.recipe.data.validation
+    assert data is not None and part is not None  # there is validation data
+    count = len(data) if limit is None else min(limit, len(data))
     # As super-resolution is usually measured: pixels near the border depend on what lies beyond it.
     border = objective.backbone.spec.scale if objective.backbone.spec.scale > 1 else 0
     protocols = [Protocol("PSNR", border=border), Protocol("SSIM", border=border)]
@@ -263,7 +452,7 @@ def validate(
     was_training = objective.training
     objective.eval()
     try:
-        for index in range(len(data)):
+        for index in range(count):
             sample = data[index]
             lq, gt = sample["lq"][None].to(device), sample["gt"][None].to(device)
             shown = {
@@ -283,9 +472,9 @@ def validate(
                 )
     finally:
         objective.train(was_training)
-    about = ", ".join(Path(root).name for root in part.gt) + f" ({len(data)} images)"
+    about = ", ".join(Path(root).name for root in part.gt) + f" ({count} images)"
     return [
-        {"name": name, "value": total / len(data), "protocol": protocol, "data": about}
+        {"name": name, "value": total / count, "protocol": protocol, "data": about}
         for (name, protocol), total in sums.items()
     ]
 
@@ -321,7 +510,14 @@ def _accelerator(recipe: Recipe) -> Any:
     on_cpu = options.device == "cpu" or (options.device == "auto" and not any(there.values()))
     if on_cpu and precision == "fp16":
         raise recipe.refuse("train.precision", "train.precision is fp16 on a CPU", "float32 or bf16, or a GPU")
-    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    for tracker in options.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise recipe.refuse(
+                "train.trackers", f"train.trackers names {tracker}, which is not installed", f"pip install {tracker}"
+            )
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=on_cpu, log_with=list(options.trackers) or None, project_dir=str(recipe.folder)
+    )
     pieces = accelerator.num_processes * options.accumulate
     if options.batch_size % pieces:
         raise recipe.refuse(
@@ -408,15 +604,46 @@ def _not_finite(step: int, failures: list[list[str]], folder: Path) -> TrainingE
     )
 
 
-def _headline(recipe: Recipe, objective: Objective, data: ImageData, device: torch.device, start: int) -> str:
-    trained = sum(parameter.numel() for parameter in objective.parameters())
-    text = f"{recipe.name}: {recipe.objective}, {trained / 1e6:.2f} M parameters trained on {device}, "
-    text += f"{len(data.store.rows)} images, {recipe.train.steps} steps, in {recipe.folder}"
+def _headline(run: Run) -> str:
+    recipe, start = run.recipe, run.batches.start
+    trained = sum(parameter.numel() for parameter in run.objective.parameters())
+    text = f"{recipe.name}: {recipe.objective}, {trained / 1e6:.2f} M parameters trained on {run.accelerator.device}, "
+    text += f"{len(run.data.store.rows)} images, {recipe.train.steps} steps, in {recipe.folder}"
     return text + (f"; resumed at step {start}" if start else "")
 
 
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Most bytes so far: allocated on a GPU, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    if hasattr(psutil.Process(), "memory_info") and sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 @contextmanager
-def _interruptions() -> Iterator[list[int]]:
+def _threads(count: int | None) -> Iterator[None]:
+    """Inside, torch uses `count` CPU threads."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def interruptions() -> Iterator[list[int]]:
     """Inside, the first Ctrl-C or SIGTERM is noted in the list that is given; a second one ends the step at once."""
     noted: list[int] = []
 
