@@ -82,6 +82,8 @@ def dncnn(shared: Path, place: Path, steps: int) -> Recipe:
             f"output={place / 'refiner'}",
             "name=absorb_dncnn",
             "data.samples_per_image=4",
+            "data.variants=3",
+            "backbone_cache.keep=memory",
             "data.validation.crop=128",
             "data.validation.limit=24",
         ],

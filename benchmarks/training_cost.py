@@ -162,8 +162,9 @@ def ready(process: subprocess.Popen[str]) -> dict[str, Any]:
 def child(task: dict[str, Any]) -> None:
     """One way: prepares, then takes a step for each line on standard input."""
     from refine_wrap.training.data import loader
+    from refine_wrap.training.estimate import peak_memory, synchronize
     from refine_wrap.training.frozen import frozen_data, needed
-    from refine_wrap.training.trainer import _fill, _peak_memory, _prepare, _step, _synchronize
+    from refine_wrap.training.trainer import fill_cache, prepare, take_step
 
     changes, task_fills = task.pop("changes"), task.pop("fills")
     for key, value in changes.items():
@@ -172,29 +173,29 @@ def child(task: dict[str, Any]) -> None:
             task.setdefault(section, {})[name] = value
     loaded = Recipe.from_dict(task)
     torch.set_num_threads(loaded.train.threads or 1)
-    run = _prepare(loaded, "never")
+    run = prepare(loaded, "never")
     device, options = run.accelerator.device, loaded.train
     samples: Any = run.data
     if loaded.backbone_cache.keep != "none":
         samples = frozen_data(loaded, run.objective.backbone, run.data)
         if task_fills:
-            _fill(run, samples, needed(run.batches, 1))
+            fill_cache(run, samples, needed(run.batches, 1))
             return
     batches = loader(samples, run.batches, 0)
-    idle = torch.cuda.memory_allocated(device) if device.type == "cuda" else _peak_memory(device)
+    idle = torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_memory(device)
     trained = sum(p.numel() for p in run.objective.parameters())
     print(json.dumps({"idle_mib": idle / 2**20, "trained": trained, "batch": options.batch_size}), flush=True)
     for step, batch in enumerate(batches):
         if not sys.stdin.readline():
             return
         if step == 0:
-            _step(run, step, batch, ())  # warm
-        _synchronize(device)
+            take_step(run, step, batch, ())  # warm
+        synchronize(device)
         start = time.perf_counter()
-        _step(run, step, batch, ())
-        _synchronize(device)
+        take_step(run, step, batch, ())
+        synchronize(device)
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "peak_mib": _peak_memory(device) / 2**20}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_mib": peak_memory(device) / 2**20}), flush=True)
 
 
 if __name__ == "__main__":

@@ -376,10 +376,10 @@ def test_the_command_line_dry_run_and_explain(photos: Path) -> None:
 
 
 def test_every_key_is_explained(photos: Path) -> None:
-    from refine_wrap.recipe import _all_keys
+    from refine_wrap.recipe.words import all_keys
 
     recipe = small(photos)
-    for key in _all_keys():
+    for key in all_keys():
         text = explain_key(".".join(map(str, key)), recipe)
         assert len(text.splitlines()[1].strip()) > 10, key
 

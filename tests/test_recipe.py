@@ -207,6 +207,15 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str, came: str, expec
     assert expected is None or expected in str(error.expected)
 
 
+def test_an_override_given_twice_is_refused(tmp_path: Path) -> None:
+    """A shell makes two of `data.train.gt={a,b}`; the last one alone would count."""
+    path = write(tmp_path, GOOD)
+    with pytest.raises(RecipeError, match=r"data\.train\.gt is given twice") as caught:
+        Recipe.load(path, ["data.train.gt=a", "data.train.gt=b"])
+    assert "quotes" in str(caught.value)
+    assert Recipe.load(path, ["train.steps=7", "train.steps=7"]).train.steps == 7
+
+
 def test_an_override_repairs_the_file(tmp_path: Path) -> None:
     assert Recipe.load(write(tmp_path, GOOD.replace("steps: 100", "steps: 0")), ["train.steps=5"]).train.steps == 5
 

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import DegradedData, PairedData
     from .distil import absorb, explained, gain_kept
+    from .estimate import dry_run
     from .losses import charbonnier, fft, l1, mse
     from .objectives import Objective, RefineObjective, RestoreObjective
-    from .trainer import dry_run, finetune
+    from .trainer import finetune
 
 _PLACES = {
     "absorb": "distil",
     "explained": "distil",
     "gain_kept": "distil",
-    "dry_run": "trainer",
+    "dry_run": "estimate",
     "finetune": "trainer",
     "Objective": "objectives",
     "RefineObjective": "objectives",

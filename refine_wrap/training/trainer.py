@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import signal
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .activations import checkpoint_activations
 from .adversary import Adversary
 from .checkpoint import Average, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from .data import ImageData, Sample, StepBatches, loader, training_data, validation_data
-from .frozen import FrozenData, OutputStore, fill, frozen_data, needed
+from .frozen import FrozenData, fill, frozen_data, needed
 from .monitor import Monitor, open_run, save_strip
 from .objectives import Objective, build_objective
 
@@ -78,8 +77,8 @@ def finetune(recipe: Recipe | str | Path, *, resume: str | Path = "auto", quiet:
         KeyboardInterrupt: Ctrl-C (or SIGTERM), after the step was finished and a checkpoint saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    with _threads(recipe.train.threads), interruptions() as interrupted:
-        return _train(_prepare(recipe, resume), quiet, interrupted)
+    with threads(recipe.train.threads), interruptions() as interrupted:
+        return _train(prepare(recipe, resume), quiet, interrupted)
 
 
 @dataclass
@@ -109,7 +108,7 @@ class Run:
         return torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
 
 
-def _prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
+def prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
     """Build and load everything. What can be refused is refused here, before anything is written."""
     options = recipe.train
     accelerator = _accelerator(recipe)
@@ -176,7 +175,7 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
         for step, batch in enumerate(loader(samples, run.batches, options.workers), start):
             waited = time.perf_counter() - clock
             done, last = step + 1, step + 1 == options.steps
-            result = _step(run, step, batch, interrupted)
+            result = take_step(run, step, batch, interrupted)
             failures = [] if result.finite else [*failures, batch["name"]]
             monitor.step(done, result, waited, options.log_every)
             if len(failures) >= MOST_SKIPPED:
@@ -226,7 +225,7 @@ class StepResult:
     """What the discriminator says of itself, where there is one."""
 
 
-def _step(run: Run, step: int, batch: dict[str, Any], interrupted: Sequence[int]) -> StepResult:
+def take_step(run: Run, step: int, batch: dict[str, Any], interrupted: Sequence[int]) -> StepResult:
     """One optimiser step, counted from 0."""
     options, accelerator, objective = run.recipe.train, run.accelerator, run.objective
     rate = learning_rate(step, options)
@@ -270,71 +269,6 @@ def _step(run: Run, step: int, batch: dict[str, Any], interrupted: Sequence[int]
         if finite:
             judged = {name: float(v) for name, v in adversary.step(seen, rate / options.learning_rate).items()}
     return StepResult(values, finite, told[-1] > 0, rate, judged)
-
-
-def dry_run(recipe: Recipe | str | Path) -> dict[str, Any]:
-    """Two steps of a recipe, the second one timed, and what the whole run would take. Nothing is written.
-
-    Returns:
-        `parameters` (trained, in all, share), `images`, `steps`, `seconds_per_step`, `data_wait_share`,
-        `validation_seconds` (of one validation, by one image), `hours` (of the whole run, without saving),
-        `peak_memory_mib` (of the GPU; on a CPU of this process), `checkpoint_mib`, `losses`, `device`. With
-        `backbone_cache` also `cached_outputs` (how many are to be computed) and `cached_mib`; the step is timed with
-        them kept, and `hours` has the time to make them.
-
-    Raises:
-        what `finetune` raises before it writes.
-    """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    with _threads(recipe.train.threads):
-        return _try(_prepare(recipe, "auto"))
-
-
-def _try(run: Run) -> dict[str, Any]:
-    options, objective, device = run.recipe.train, run.objective, run.accelerator.device
-    batches = replace(run.batches, start=0, stop=2)
-    samples: Any = run.data
-    cache: dict[str, Any] = {}
-    making = 0.0
-    if run.recipe.backbone_cache.keep != "none":
-        frozen = FrozenData(run.data, OutputStore(None), "")  # in memory, under names of no other run
-        keys = needed(run.batches, run.data.variants or 1)
-        began = time.perf_counter()
-        made = _fill(run, frozen, needed(batches, run.data.variants or 1))
-        each = sum(t.nbytes for entry in frozen.store.kept.values() for t in entry.values()) / max(made, 1)
-        making = (time.perf_counter() - began) / max(made, 1) * len(keys)
-        cache = {"cached_outputs": len(keys), "cached_mib": each * len(keys) / 2**20}
-        samples = frozen
-    clock = time.perf_counter()
-    for step, batch in enumerate(loader(samples, batches, options.workers)):
-        waited = time.perf_counter() - clock
-        result = _step(run, step, batch, ())
-        _synchronize(device)
-        seconds = time.perf_counter() - clock
-        clock = time.perf_counter()
-    checking = 0.0
-    if run.validation is not None:
-        validate(run, None, limit=1)
-        checking = (time.perf_counter() - clock) * len(run.validation)
-    validations = -(-options.steps // run.recipe.validate_every) if run.validation is not None else 0
-    trained = sum(parameter.numel() for parameter in objective.parameters())
-    total = sum(parameter.numel() for module in objective.networks() for parameter in module.parameters())
-    moments = sum(v.nbytes for entry in run.optimizer.state.values() for v in entry.values() if isinstance(v, Tensor))
-    kept = sum(v.nbytes for v in (*objective.trained().state_dict().values(), *run.average.values.values()))
-    return {
-        "parameters": {"trained": trained, "all": total, "share": trained / total},
-        "images": len(run.data.store.rows),
-        "steps": options.steps,
-        "device": str(device),
-        "losses": result.losses,
-        "seconds_per_step": seconds,
-        "data_wait_share": waited / seconds,
-        "validation_seconds": checking,
-        "hours": (seconds * options.steps + checking * validations + making) / 3600,
-        "peak_memory_mib": _peak_memory(device) / 2**20,
-        "checkpoint_mib": (moments + kept) / 2**20,
-        **cache,
-    }
 
 
 # ---------------------------------------------------------------- the pieces
@@ -387,13 +321,13 @@ def _samples(run: Run, monitor: Monitor, interrupted: list[int]) -> Dataset[Samp
         if interrupted:  # what is made is kept on the disk
             raise KeyboardInterrupt
 
-    made = _fill(run, frozen, keys, notify)
+    made = fill_cache(run, frozen, keys, notify)
     monitor.say(f"backbone cache: {made} outputs computed, {len(keys) - made} were there")
     run.accelerator.wait_for_everyone()
     return frozen
 
 
-def _fill(run: Run, frozen: FrozenData, keys: list[tuple[int, int]], notify: Notify | None = None) -> int:
+def fill_cache(run: Run, frozen: FrozenData, keys: list[tuple[int, int]], notify: Notify | None = None) -> int:
     options = run.recipe.train
 
     def compute(lq: Tensor) -> dict[str, Tensor]:
@@ -612,26 +546,8 @@ def _headline(run: Run) -> str:
     return text + (f"; resumed at step {start}" if start else "")
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Most bytes so far: allocated on a GPU, or resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import psutil
-
-    if hasattr(psutil.Process(), "memory_info") and sys.platform == "win32":
-        return float(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
     """Inside, torch uses `count` CPU threads."""
     before = torch.get_num_threads()
     if count is not None:

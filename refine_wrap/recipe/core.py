@@ -1,0 +1,245 @@
+"""Recipe: the typed, strict form of a training run, read from YAML.
+
+Recipe.load("nafnet_denoise", ["train.steps=1000", "data.train.gt=[~/photos]"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from ..degradation.settings import Section
+from ..errors import RecipeError, RefineWrapError
+from ..resources import recipe_path
+from .lines import Places, apply_override, read_tree
+from .sections import (
+    SMALLEST_CROP,
+    BackboneChoice,
+    CacheChoice,
+    Count,
+    DataChoice,
+    FilePath,
+    LoraChoice,
+    LossChoice,
+    RefinerChoice,
+    StrengthChoice,
+    TrainChoice,
+    TrainFolders,
+    cross,
+)
+from .words import explain_step, refusal
+
+
+class Recipe(Section):
+    """One training run. See `adapters/` for examples with comments."""
+
+    version: Literal[1]
+    """Version of the recipe format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    """Name of the run and of what it makes: letters, digits, dot, dash, underscore."""
+    description: str = ""
+    """One line for people."""
+    objective: Literal["restore", "refine"]
+    """restore: train the backbone. refine: keep the backbone frozen and train the refiner toward the ground truth."""
+    backbone: BackboneChoice
+    """The restoration network."""
+    trainable: list[Literal["backbone", "lora", "refiner"]] | None = None
+    """What is trained. restore: [backbone], all of it, or [lora], small matrices beside its layers. refine: [refiner].
+    null: the first of these."""
+    lora: LoraChoice = LoraChoice()
+    """The size and place of LoRA, for trainable: [lora]."""
+    refiner: RefinerChoice = RefinerChoice()
+    """The refinement net, for the objective refine."""
+    strength: StrengthChoice = StrengthChoice()
+    """The refiner's strength, for the objective refine."""
+    data: DataChoice
+    """The images."""
+    backbone_cache: CacheChoice = CacheChoice()
+    """Spares the frozen backbone's work after the first epochs, for the objective refine."""
+    train: TrainChoice
+    """The optimisation."""
+    losses: LossChoice = LossChoice(l1=1.0)
+    """The losses by name and weight."""
+    validate_every: Count = 1000
+    """Steps between validations; there is one at the end too."""
+    save_every: Count = 1000
+    """Steps between checkpoints; there is one at the end and on Ctrl-C too."""
+    keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
+    """How many of the newest checkpoints to keep."""
+    licence: str | None = None
+    """Licence of the result, as an SPDX identifier, for the model card."""
+    output: FilePath | None = None
+    """Folder of the run; null: runs/NAME."""
+
+    _places: Places = PrivateAttr(default_factory=lambda: Places())
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Recipe:
+        _check_trainable(self)
+        _check_folders(self.data)
+        if self.data.degradation is not None and self.data.crop % self.data.degradation.scale:
+            scale = self.data.degradation.scale
+            raise cross("data.crop", f"data.crop is {self.data.crop}", f"a multiple of data.degradation.scale, {scale}")
+        if self.train.batch_size % self.train.accumulate:
+            raise cross(
+                "train.accumulate",
+                f"train.accumulate is {self.train.accumulate}",
+                f"a divisor of train.batch_size, {self.train.batch_size}",
+            )
+        if self.backbone_cache.keep != "none":
+            if self.objective != "refine":
+                raise cross(
+                    "backbone_cache.keep",
+                    f"backbone_cache.keep is {self.backbone_cache.keep} with objective {self.objective}",
+                    "objective refine, whose backbone is frozen",
+                )
+            if self.data.variants is None:
+                raise cross(
+                    "backbone_cache.keep",
+                    f"backbone_cache.keep is {self.backbone_cache.keep} and data.variants is not given",
+                    "data.variants, the number of variants of each sample to keep",
+                    "set data.variants=8, for example",
+                )
+        _check_losses(self.losses.weights(), self.data.crop)
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe.
+
+        Args:
+            source: path of a YAML file, or the name of a shipped recipe. Paths in a recipe are relative to the current
+                folder; `~` is the home folder.
+            overrides: `key=value` with dotted keys, the values in YAML: `train.steps=100`, `data.train.gt=[a, b]`.
+
+        Raises:
+            RecipeError: no such recipe, not YAML, unknown or repeated keys, values of the wrong type or out of range.
+                It names file and line, or the override.
+        """
+        path = recipe_path(source)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} cannot be read: {error}", "a YAML file in UTF-8") from None
+        tree, places = read_tree(text, str(path))
+        for override in overrides:
+            apply_override(tree, places, override)
+        return cls._from_tree(tree, places)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """A recipe from plain data, such as the `recipe` of an adapter.
+
+        Raises:
+            RecipeError: as `load`, without lines.
+        """
+        return cls._from_tree(dict(values), Places())
+
+    @classmethod
+    def _from_tree(cls, tree: dict[str, Any], places: Places) -> Recipe:
+        try:
+            recipe = cls.model_validate(tree)
+        except ValidationError as error:
+            raise refusal(error, tree, places) from None
+        recipe._places = places
+        return recipe
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output) if self.output is not None else Path("runs") / self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key with its value, JSON."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Every key with its value; `load` reads it back to an equal recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+    def refuse(self, key: str, came: str, expected: str | None = None, next_step: str | None = None) -> RecipeError:
+        """An error about a key that only shows at run time, with its place."""
+        path = tuple(key.split("."))
+        return RecipeError(f"{self._places.of(path)}{came}", expected, next_step or explain_step(path))
+
+    @contextmanager
+    def at(self, *keys: str) -> Iterator[None]:
+        """Errors from inside begin with the place of the first of the keys that was written."""
+        try:
+            yield
+        except RefineWrapError as error:
+            place = next(filter(None, (self._places.exactly(tuple(key.split("."))) for key in keys)), "")
+            raise type(error)(f"{place}{error.came}", error.expected, error.next_step) from None
+
+
+_TRAINABLE = {"restore": (["backbone"], ["lora"]), "refine": (["refiner"],)}
+
+
+def _check_trainable(recipe: Recipe) -> None:
+    allowed = _TRAINABLE[recipe.objective]
+    if recipe.trainable is not None and recipe.trainable not in allowed:
+        absorbing = "lora" in recipe.trainable and recipe.objective == "refine"
+        raise cross(
+            "trainable",
+            f"trainable is [{', '.join(recipe.trainable)}] with objective {recipe.objective}",
+            " or ".join(f"[{', '.join(parts)}]" for parts in allowed),
+            "to move what a refiner learned into its backbone by LoRA: refine-wrap absorb" if absorbing else "",
+        )
+    if recipe.trainable != ["lora"] and recipe.lora != LoraChoice():
+        raise cross("lora", "lora is given, and LoRA is not what is trained", "trainable: [lora], or no lora section")
+
+
+def _check_folders(data: DataChoice) -> None:
+    parts: list[tuple[str, TrainFolders]] = [("data.train", data.train)]
+    if data.validation is not None:
+        parts.append(("data.validation", data.validation))
+    for name, part in parts:
+        if part.lq is None and data.degradation is None:
+            raise cross(f"{name}.lq", f"{name}.lq is not given, nor is data.degradation", "one of the two")
+        if part.lq is not None and len(part.lq) != len(part.gt):
+            raise cross(
+                f"{name}.lq",
+                f"{name} has {len(part.gt)} gt and {len(part.lq)} lq folders",
+                "one lq folder for each of gt",
+            )
+        for side in ("gt", "lq"):
+            lists = [source for source in getattr(part, side) or () if source.lower().endswith(".txt")]
+            if getattr(part, f"{side}_root") is not None and not lists:
+                raise cross(
+                    f"{name}.{side}_root",
+                    f"{name}.{side}_root is given and {name}.{side} names no list of files",
+                    f"a .txt in {name}.{side}",
+                    f"leave {side}_root out: it is for lists",
+                )
+        if part.lq is None and (part.gt_pattern or part.lq_pattern):
+            raise cross(f"{name}.gt_pattern", f"{name} has name patterns without lq folders", "patterns only with lq")
+    if data.train.lq is not None and data.degradation is not None:
+        raise cross(
+            "data.degradation",
+            "data.train.lq and data.degradation are both given",
+            "one of the two",
+            "data.degradation=null takes the low-quality folders",
+        )
+
+
+def _check_losses(weights: Mapping[str, float], crop: int) -> None:
+    if not set(weights) - {"gan"}:
+        others = ", ".join(name for name in LossChoice.model_fields if name != "gan")
+        came = "no loss besides gan has a weight above 0" if weights else "no loss has a weight above 0"
+        raise cross("losses", came, f"at least one of {others}")
+    for name in weights:
+        if crop < SMALLEST_CROP.get(name, 1):
+            raise cross("data.crop", f"data.crop is {crop} with losses.{name}", f"at least {SMALLEST_CROP[name]}")
+    if "gan" in weights and crop % 8:
+        raise cross("data.crop", f"data.crop is {crop} with losses.gan", "a multiple of 8, for the discriminator")
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors (`adapters/recipe.schema.json`)."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Refine-Wrap recipe", **schema}
