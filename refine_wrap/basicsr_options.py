@@ -17,6 +17,7 @@ import yaml
 
 from .errors import RecipeError, RefineWrapError
 from .recipe import Places, Recipe, read_tree
+from .recipe.words import as_yaml
 
 NETWORKS = {"NAFNetLocal": "NAFNet"}
 """Types that are another architecture with a way of running of its own; a note says so."""
@@ -217,7 +218,7 @@ def _neutral(key: str, value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    text = as_yaml(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

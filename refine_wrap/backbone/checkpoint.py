@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -39,13 +40,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     else:
         content, metadata = _read_pickle(path), {}
     state, used = unwrap(content, path)
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"{path}: {name} holds values that are not finite",
-                "finite weights",
-                "this file was saved from a broken run",
-            )
+    check_finite(state, "this file was saved from a broken run", str(path))
     return state, {**metadata, "unwrapped": used}
 
 
@@ -147,6 +142,27 @@ def check_keys(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: 
             "every key, and each of the same shape",
             "check the architecture's options against those that the checkpoint was trained with",
         )
+
+
+def check_finite(tensors: Mapping[str, Tensor], next_step: str, what: str | None = None) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        CheckpointError: it names `what` (where they are from) and the first such tensor.
+    """
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            place = f"{what}: " if what is not None else ""
+            raise CheckpointError(f"{place}{name} holds values that are not finite", "finite weights", next_step)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and the values as float32, whatever type and device they are in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def recorded_architecture(metadata: Mapping[str, str]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ImageError, MismatchError, RefineWrapError
-from .checkpoint import BACKBONE_KEY, check_keys
+from .checkpoint import BACKBONE_KEY, check_finite, check_keys, tensors_digest
 from .families import declared, published_name
 from .probe import probe
 from .spec import Spec
@@ -177,11 +177,7 @@ class Backbone(nn.Module):
             raise CheckpointError(f"{path} is no checkpoint by its name", "a file ending in .pth or .safetensors")
         # Clones: tensors that share memory are refused by safetensors, and a .pth would hold all that they are part of.
         tensors = {n: v.detach().cpu().clone().contiguous() for n, v in self.published_state_dict().items()}
-        for name, value in tensors.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise CheckpointError(
-                    f"{name} holds values that are not finite", "finite weights", "do not keep this run"
-                )
+        check_finite(tensors, "do not keep this run")
         with atomic_path(path) as temporary:
             if path.suffix.lower() == ".pth":
                 torch.save({"params_ema": tensors}, temporary)
@@ -208,11 +204,7 @@ class Backbone(nn.Module):
 
     def weights_hash(self) -> str:
         """SHA-256 over the published names and the values as float32: a lossless copy in float16 has the same."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self._learned().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return tensors_digest(self._learned())
 
     def check_fingerprint(self, wanted: Mapping[str, Any], *, allow_other_weights: bool = False) -> None:
         """Compare with what an adapter recorded: `{"family", "structure", "weights"}`.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices
+
 
 def absorb(
     adapter: Annotated[
@@ -45,19 +47,11 @@ def absorb(
         Path | None,
         typer.Option(help="A folder for metrics and checkpoints; a run that is there is gone on with."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of an adapter on the Hub.", show_default=False)
-    ] = None,
-    allow_other_weights: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-weights",
-            help="Accept a backbone of the same structure with other weights than the adapter was trained on.",
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    revision: Revision = None,
+    allow_other_weights: OtherWeights = False,
+    quiet: Quiet = False,
 ) -> None:
     """Distil an adapter into its backbone: the same network and speed, with weights that do what both did."""
     from ..errors import OutputError, RefineWrapError
@@ -68,7 +62,6 @@ def absorb(
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists", "a new name", "pass --overwrite to replace it")
     from ..training import absorb as distil
-    from .common import device_named, load_wrapper, notices
 
     with notices():
         place = device_named(device)

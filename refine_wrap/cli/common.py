@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,19 @@ from ..errors import RefineWrapError
 
 if TYPE_CHECKING:
     from ..wrapper import RefineWrapper
+
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of an adapter on the Hub.", show_default=False)
+]
+OtherWeights = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-weights",
+        help="Accept a backbone of the same structure with other weights than the adapter was trained on.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 DEFAULT_ADAPTER = "shipped:demo_refiner"
 """The adapter that comes with the package, with its backbone: what `restore` uses unasked."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RecipeError
+from .common import Quiet, notices
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -33,11 +34,10 @@ def finetune(
         str | None, typer.Option(metavar="KEY", help="What a key of a recipe means and takes.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="--dry-run as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fine-tune from a recipe."""
     from ..recipe import Recipe, explain_key
-    from .common import notices
 
     if recipe is None and explain is None:
         raise RecipeError("no recipe is named", "a YAML file, or one of `refine-wrap recipe list`")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices
+
 if TYPE_CHECKING:
     from ..wrapper import RefineWrapper
 
@@ -43,7 +45,7 @@ def restore(
         int | None,
         typer.Option(help="Input pixels around each tile. [default: the receptive field]", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     ext: Annotated[
         str | None,
@@ -55,22 +57,13 @@ def restore(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist; otherwise they are skipped.")
     ] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of an adapter on the Hub.", show_default=False)
-    ] = None,
-    allow_other_weights: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-weights",
-            help="Accept a backbone of the same structure with other weights than the adapter was trained on.",
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    revision: Revision = None,
+    allow_other_weights: OtherWeights = False,
+    quiet: Quiet = False,
 ) -> int:
     """Restore a photo or a folder of photos."""
     from ..errors import RefineWrapError
     from ..folder import IMAGE_SUFFIXES, list_images, plan_outputs
-    from .common import device_named, load_wrapper, notices
 
     # What is wrong with the call is said before anything is loaded.
     if not image.exists():

@@ -19,14 +19,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import __version__
+from ..backbone.checkpoint import check_finite
 from ..errors import CheckpointError, OutputError
 from ..resources import file_digest
 from .adapter import FORMAT_VERSION, KNOWN_KEYS, UPGRADE, Adapter, as_document, check_document, shortened
 from .card import is_our_card, model_card
+
+BROKEN_RUN = "these come from a broken run; use another"
 
 TENSORS, DOCUMENT, CARD, BACKBONE = "adapter.safetensors", "adapter.json", "README.md", "backbone.safetensors"
 LOCK_SECONDS = 60.0
@@ -149,7 +151,7 @@ def _packed(adapter: Adapter) -> bytes:
             raise CheckpointError(f"The adapter's {name} is a {type(value).__name__}", "a tensor")
         # A copy each: safetensors refuses tensors that share memory, and views would drag their whole storage along.
         plain[name] = value.detach().to("cpu").contiguous().clone()
-    _check_finite(plain, "The adapter")
+    check_finite(plain, BROKEN_RUN, "The adapter")
     structure = (adapter.backbone or {}).get("structure") or ""
     header = {"format_version": str(FORMAT_VERSION), "kind": adapter.kind, "backbone_structure": str(structure)}
     return _in_order(save(plain, {**header, "format": "pt"}))
@@ -161,16 +163,6 @@ def _in_order(content: bytes) -> bytes:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the data starts at a multiple of 8
     return len(header).to_bytes(8, "little") + header + content[end:]
-
-
-def _check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"{what}: {name} holds values that are not finite",
-                "finite weights",
-                "these come from a broken run; use another",
-            )
 
 
 def load_adapter(folder: str | Path) -> Adapter:
@@ -331,5 +323,5 @@ def _unpacked(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, 
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error})", "a complete file", "copy or download it again"
         ) from None
-    _check_finite(tensors, str(path))
+    check_finite(tensors, BROKEN_RUN, str(path))
     return tensors, dict(header.get("__metadata__") or {})

@@ -201,14 +201,17 @@ def _exif_of(file: IO[bytes], page: TiffPage) -> bytes | None:
     exif = Image.Exif()
     exif.load_from_fp(file)
     kept = Image.Exif()
-    for tag in exif:
-        if tag in DESCRIPTIVE_TAGS and not is_layout_note(exif[tag]):
-            kept[tag] = exif[tag]
-    for directory in (EXIF_IFD, GPS_IFD):
-        values = exif.get_ifd(directory) if directory in exif else {}
-        if values:
-            kept[directory] = dict(values)
+    tags, directories = _descriptive(exif)
+    for tag, value in (tags | directories).items():
+        kept[tag] = value
     return clean_exif(kept.tobytes()) if len(kept) else None
+
+
+def _descriptive(exif: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+    """What is kept of an EXIF block: descriptive tags, and the EXIF and GPS directories that hold something."""
+    tags = {tag: exif[tag] for tag in exif if tag in DESCRIPTIVE_TAGS and not is_layout_note(exif[tag])}
+    directories = {tag: dict(values) for tag in (EXIF_IFD, GPS_IFD) if tag in exif and (values := exif.get_ifd(tag))}
+    return tags, directories
 
 
 def write_tiff(file: IO[bytes], pixels: Array, alpha: Array | None, icc: bytes | None, exif: bytes | None) -> None:
@@ -271,11 +274,8 @@ def _copy_exif(exif: bytes | None, directory: Any) -> None:
 
     block = Image.Exif()
     block.load(EXIF_PREFIX + exif)
-    for tag in block:
-        if tag in DESCRIPTIVE_TAGS and not is_layout_note(block[tag]):
-            directory[tag] = block[tag]
-    for tag in (EXIF_IFD, GPS_IFD):
-        values = block.get_ifd(tag) if tag in block else {}
-        if values:
-            directory.tagtype[tag] = 4
-            directory[tag] = dict(values)
+    tags, directories = _descriptive(block)
+    for tag in directories:
+        directory.tagtype[tag] = 4
+    for tag, value in (tags | directories).items():
+        directory[tag] = value

@@ -76,7 +76,7 @@ class Recipe(Section):
     output: FilePath | None = None
     """Folder of the run; null: runs/NAME."""
 
-    _places: Places = PrivateAttr(default_factory=lambda: Places())
+    _places: Places = PrivateAttr(default_factory=Places)
 
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:

@@ -42,12 +42,12 @@ def explain_key(key: str, recipe: Recipe | None = None) -> str:
     else:
         lines.append(f"  takes: {_accepted(path)}" + (", or null" if _takes_null(outer) else ""))
     if not inner:
-        lines.append("  must be given" if required else f"  default: {_as_yaml(outer.get('default'))}")
+        lines.append("  must be given" if required else f"  default: {as_yaml(outer.get('default'))}")
     if recipe is not None:
         value: Any = recipe.to_dict()
         for part in path:
             value = value[part] if isinstance(value, dict) and part in value else None
-        lines.append(f"  here: {_as_yaml(value)}")
+        lines.append(f"  here: {as_yaml(value)}")
     return "\n".join(lines)
 
 
@@ -55,7 +55,8 @@ def _takes_null(node: Mapping[str, Any]) -> bool:
     return any(inner.get("type") == "null" for inner in node.get("anyOf", ()))
 
 
-def _as_yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A value in one line, as a recipe has it."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 

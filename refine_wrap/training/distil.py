@@ -10,7 +10,6 @@ What comes back is the plain backbone: the same class, names and multiply-adds, 
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
+from ..backbone.checkpoint import tensors_digest
 from ..errors import DataError, OutputError, RefineWrapError, TrainingError
 from ..evaluation import Protocol
 from ..recipe import TrainChoice
@@ -34,7 +34,7 @@ from .data import ImageData, ImageStore, StepBatches, as_float, as_tensor, loade
 from .lora import add_lora, lora_weights, merged
 from .monitor import Monitor
 from .sources import Item, images
-from .trainer import MOST_SKIPPED, StepResult, interruptions, learning_rate
+from .trainer import MOST_SKIPPED, StepResult, interruptions, learning_rate, not_finite
 
 Images = str | Path | Sequence[str | Path] | ImageData
 """Low-quality images: a place that a recipe's data.train.gt may name (a folder, a list, an LMDB, a tar), several of
@@ -295,7 +295,7 @@ class _Work:
                 result = StepResult({"missing": float(missing.detach())}, finite, bool(interrupted), rate)
                 monitor.step(done, result, waited, log_every)
                 if len(failures) >= MOST_SKIPPED:
-                    raise _not_finite(done, failures)
+                    raise not_finite(done, failures, "look at these files, or lower the learning rate")
                 stop = result.stop and done < steps
                 if self.keeps and (stop or done == steps or done % save_every == 0):
                     self._save(done, optimizer)
@@ -374,26 +374,11 @@ def _store(files: Sequence[Item]) -> ImageStore:
 
 def _digest(wrapper: RefineWrapper) -> str:
     """SHA-256 of what was added to the backbone."""
-    digest = hashlib.sha256()
-    for name, value in sorted(wrapper.state_dict().items()):
-        if not name.startswith("backbone."):
-            digest.update(name.encode())
-            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_digest({n: v for n, v in wrapper.state_dict().items() if not n.startswith("backbone.")})
 
 
 def _nothing_to_absorb() -> RefineWrapError:
     return RefineWrapError(
         "The wrapper returns what its backbone returns: there is nothing to absorb",
         "a wrapper with a trained refiner, at a strength where it changes something",
-    )
-
-
-def _not_finite(step: int, failures: Sequence[Sequence[str]]) -> TrainingError:
-    files = list(dict.fromkeys(name for names in failures for name in names))
-    shown = ", ".join(files[:12]) + (f" and {len(files) - 12} more" if len(files) > 12 else "")
-    return TrainingError(
-        f"The loss was not finite in {len(failures)} steps in a row, up to step {step}; in their batches: {shown}",
-        "finite losses",
-        "look at these files, or lower the learning rate",
     )

@@ -91,9 +91,9 @@ def peak_memory(device: torch.device) -> float:
     """Most bytes so far: allocated on a GPU, or resident of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import psutil
+    if sys.platform == "win32":
+        import psutil
 
-    if hasattr(psutil.Process(), "memory_info") and sys.platform == "win32":
         return float(psutil.Process().memory_info().peak_wset)
     import resource
 

@@ -163,17 +163,17 @@ def fill(
     for lot, batch in zip(lots, loader(frozen.data, lots, workers), strict=True):
         made = compute(batch["lq"].to(device))
         for number, key in enumerate(lot):
-            one = {name: value[number].to("cpu", dtype or value.dtype).contiguous() for name, value in made.items()}
+            # Copies of their own: slices would keep the whole batch in memory.
+            one = {name: value[number].to("cpu", dtype or value.dtype).clone() for name, value in made.items()}
             for value in one.values():
                 if not bool(torch.isfinite(value).all()):
                     raise DataError(
                         f"What the backbone makes of {batch['name'][number]} is not finite", "finite values"
                     )
-            one["gt"] = _as_integers(batch["gt"][number])
+            one["gt"] = _as_integers(batch["gt"][number]).clone()
             if done == 0:
                 _check_room(frozen.store, len(missing), sum(value.nbytes for value in one.values()))
-            # A copy of its own: a slice would keep the whole batch in memory.
-            frozen.store.put(frozen.name(*key), {name: value.clone() for name, value in one.items()})
+            frozen.store.put(frozen.name(*key), {name: value.contiguous() for name, value in one.items()})
             done += 1
         if notify is not None:
             notify(done, len(missing))

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..backbone import Backbone
+from ..backbone.checkpoint import check_finite
 from ..errors import CheckpointError, RefineWrapError
 
 ADAPTER = "default"
@@ -173,7 +173,7 @@ def save_lora(backbone: Backbone, folder: str | Path) -> Path:
         raise CheckpointError("The backbone has no LoRA to save", "one that add_lora has changed")
     # peft's PeftModel keeps the network under base_model.model.
     tensors = {f"base_model.model.{name}": value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    _check_finite(tensors)
+    check_finite(tensors, "do not keep this run")
     folder = Path(folder)
     config = backbone.module.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr, index, operator]
     config |= {"base_model_name_or_path": backbone.source.get("weights"), "inference_mode": True}
@@ -182,12 +182,6 @@ def save_lora(backbone: Backbone, folder: str | Path) -> Path:
     with atomic_path(folder / "adapter_config.json") as temporary:
         temporary.write_text(json.dumps(_plain(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{name} holds values that are not finite", "finite weights", "do not keep this run")
 
 
 def _plain(value: Any) -> Any:

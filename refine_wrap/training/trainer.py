@@ -125,9 +125,10 @@ def prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
         text = "train.activation_checkpointing finds no repeated blocks in this network, and changes nothing"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
-    if "gan" in recipe.losses.weights() and recipe.losses.gan is not None:
+    gan = recipe.losses.gan
+    if gan is not None and gan.weight > 0:
         with recipe.at("losses.gan", "losses"):
-            objective.adversary = Adversary(recipe.losses.gan, accelerator, options.seed)
+            objective.adversary = Adversary(gan, accelerator, options.seed)
 
     # The order matters: weights before the optimiser, and both on their device before the saved state is put in.
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -163,6 +164,7 @@ def prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
 def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
     recipe, options, folder = run.recipe, run.recipe.train, run.recipe.folder
     objective, average, accelerator, start = run.objective, run.average, run.accelerator, run.batches.start
+    checkpoints = folder / "checkpoints"
     _open(run)
 
     metrics: list[dict[str, Any]] = []
@@ -179,7 +181,10 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
             failures = [] if result.finite else [*failures, batch["name"]]
             monitor.step(done, result, waited, options.log_every)
             if len(failures) >= MOST_SKIPPED:
-                raise _not_finite(done, failures, folder)
+                advice = (
+                    f"look at these files, lower train.learning_rate or use float32; checkpoints are in {checkpoints}"
+                )
+                raise not_finite(done, failures, advice)
 
             # Validation, checkpoints, Ctrl-C.
             began = time.perf_counter()
@@ -194,7 +199,7 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
             if last or stop or done % recipe.save_every == 0:
                 _save(run, done)
             if stop:
-                monitor.say(f"stopped at step {done}, saved in {folder / 'checkpoints'}")
+                monitor.say(f"stopped at step {done}, saved in {checkpoints}")
                 raise KeyboardInterrupt
             clock = time.perf_counter()
             monitor.pause(clock - began)
@@ -528,13 +533,14 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return (mixed ^ (mixed >> 31)) % 2**63
 
 
-def _not_finite(step: int, failures: list[list[str]], folder: Path) -> TrainingError:
+def not_finite(step: int, failures: Sequence[Sequence[str]], next_step: str) -> TrainingError:
+    """After too many steps in a row without a finite loss; `failures`: the files of each."""
     files = list(dict.fromkeys(name for names in failures for name in names))
     shown = ", ".join(files[:12]) + (f" and {len(files) - 12} more" if len(files) > 12 else "")
     return TrainingError(
         f"The loss was not finite in {len(failures)} steps in a row, up to step {step}; in their batches: {shown}",
         "finite losses",
-        f"look at these files, lower train.learning_rate or use float32; checkpoints are in {folder / 'checkpoints'}",
+        next_step,
     )
 
 
