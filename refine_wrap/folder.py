@@ -126,6 +126,20 @@ def shard(items: Sequence[T], index: int, count: int) -> list[T]:
     return list(items[index::count])
 
 
+def short_names(paths: Sequence[PathLike]) -> list[str]:
+    """As much of the end of each path as tells them apart, for people: a/out and b/out in place of twice "out"."""
+    parts = [Path(path).resolve().parts for path in paths]
+    depths = range(1, max(map(len, parts)))
+    # Of one path given twice, the last part: a whole path would say where it lies on this machine.
+    depth = next((depth for depth in depths if len({part[-depth:] for part in parts}) == len(parts)), 1)
+    return [readable(os.path.join(*part[-depth:])) for part in parts]
+
+
+def readable(name: str) -> str:
+    """A file's name as text that can be encoded, whatever bytes it is made of."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 # ---------------------------------------------------------------- pairing
 
 
@@ -187,8 +201,14 @@ def pair_listings(
     gt_pattern: str | None = None,
     lq_pattern: str | None = None,
     same: bool = False,
+    sides: tuple[str, str] = ("ground-truth", "low-quality"),
 ) -> list[tuple[T, T]]:
-    """Pair the images of two places by the rules of `pair_by_name`; `same`: both are one place."""
+    """Pair the images of two places by the rules of `pair_by_name`.
+
+    Args:
+        same: both are one place.
+        sides: what refusals call an image of `gt` and of `lq`.
+    """
     gt_rule, lq_rule = _rule(gt_pattern), _rule(lq_pattern)
     gt_items, lq_items = gt.items, lq.items
     if same:
@@ -203,7 +223,7 @@ def pair_listings(
     lq_named = _by_name(lq.place, lq_items, lq_rule, lq_pattern)
     if lq_pattern is None:
         lq_named = _without_scale_suffix(lq_named, gt_named)
-    _refuse_unpaired(gt, lq, gt_named, lq_named)
+    _refuse_unpaired(gt, lq, gt_named, lq_named, sides)
     return [(gt_named[name][1], lq_named[name][1]) for name in sorted(gt_named.keys() & lq_named.keys())]
 
 
@@ -247,11 +267,9 @@ def _split(
 def _by_name(place: str, items: Iterable[Named[T]], rule: re.Pattern[str], pattern: str | None) -> dict[str, Named[T]]:
     named: dict[str, Named[T]] = {}
     for below, item in items:
-        path = PurePosixPath(below)
-        match = rule.fullmatch(path.stem)
-        if not match:
+        name = _common(below, rule)
+        if name is None:
             continue
-        name = (path.parent / match["name"]).as_posix()
         if name in named:
             raise _two_for_one(name, named[name][1], item)
         named[name] = (below, item)
@@ -262,6 +280,20 @@ def _by_name(place: str, items: Iterable[Named[T]], rule: re.Pattern[str], patte
             "check the pattern and the folder",
         )
     return named
+
+
+def common_name(below: str, pattern: str | None) -> str | None:
+    """The name that an image is paired by: its path below its place, without the suffix and what the pattern adds.
+
+    None: it does not fit the pattern.
+    """
+    return _common(below, _rule(pattern))
+
+
+def _common(below: str, rule: re.Pattern[str]) -> str | None:
+    path = PurePosixPath(below)
+    match = rule.fullmatch(path.stem)
+    return (path.parent / match["name"]).as_posix() if match else None
 
 
 def _two_for_one(name: str, first: object, second: object) -> DataError:
@@ -280,11 +312,15 @@ def _without_scale_suffix(lq: dict[str, Named[T]], gt: dict[str, Named[T]]) -> d
 
 
 def _refuse_unpaired(
-    gt: Listing[T], lq: Listing[T], gt_named: dict[str, Named[T]], lq_named: dict[str, Named[T]]
+    gt: Listing[T],
+    lq: Listing[T],
+    gt_named: dict[str, Named[T]],
+    lq_named: dict[str, Named[T]],
+    sides: tuple[str, str],
 ) -> None:
     parts = []
-    sides = ((gt, gt_named, lq, lq_named, "low-quality"), (lq, lq_named, gt, gt_named, "ground-truth"))
-    for place, own, partner, other, side in sides:
+    both = ((gt, gt_named, lq, lq_named, sides[1]), (lq, lq_named, gt, gt_named, sides[0]))
+    for place, own, partner, other, side in both:
         lonely = [own[name][0] for name in sorted(own.keys() - other.keys())]
         if lonely and not (partner.selects and not place.selects):
             more = f" and {len(lonely) - _SHOWN} more" if len(lonely) > _SHOWN else ""
@@ -437,6 +473,14 @@ def _is_ours(error: OSError, target: Path, temporary: Path) -> bool:
         return error.errno in _WRITE_ERRORS
     named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
     return named is not None and (named == temporary or named in (target, *target.parents, *temporary.parents))
+
+
+def user_cache() -> Path:
+    """The folder for what only spares time and may be deleted; it may not exist yet. It honours XDG_CACHE_HOME."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has a relative one ignored.
+    base = named if os.path.isabs(named) else os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base, "refine-wrap")
 
 
 # ---------------------------------------------------------------- running

@@ -179,6 +179,24 @@ class WeightCheck:
     """"" if it is whole."""
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """What a result depends on: this package, Python, and those of `packages` that are installed."""
+    import platform
+    import sys
+    from importlib import metadata
+
+    from . import __version__
+
+    found = {"refine-wrap": __version__, "python": platform.python_version()}
+    for name in packages:
+        try:
+            # What is loaded knows its build, such as torch's "+cu126"; what is installed does not.
+            found[name] = str(getattr(sys.modules.get(name), "__version__", None) or metadata.version(name))
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def verify_weights() -> list[WeightCheck]:
     """Check every file that comes with the package against the manifest, without any network (for `doctor`)."""
     checks = []

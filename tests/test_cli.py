@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SHARED
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from refine_wrap import Picture, RefineWrapper, load_backbone, read_image, write_image
 from refine_wrap.cli.main import app
@@ -197,6 +198,12 @@ def _refine_wrap(*arguments: object, **options: object) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         **options,  # type: ignore[call-overload]
     )
+
+
+def test_help_tells_the_defaults() -> None:
+    """Words in square brackets would be taken for markup, and vanish."""
+    result = CliRunner().invoke(app, ["restore", "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0 and "the receptive field" in result.output and "as the input" in result.output
 
 
 def test_help_answers_without_torch() -> None:

@@ -7,7 +7,17 @@ import pytest
 from PIL import Image
 
 from refine_wrap.degradation import Blur, Degradation, Jpeg, Noise, degrade
-from refine_wrap.degradation.synthetic import add_noise, blur, downsample, gaussian_kernel
+from refine_wrap.degradation.synthetic import (
+    Drawn,
+    add_noise,
+    blur,
+    compress,
+    downsample,
+    filtered,
+    gaussian_kernel,
+    streak_kernel,
+    to_8bit,
+)
 from refine_wrap.errors import ImageError
 
 EVERYTHING = Degradation(
@@ -95,6 +105,57 @@ def test_anisotropic_kernel_is_turned() -> None:
     assert kernel.sum() == pytest.approx(1, abs=1e-5)
     assert kernel[12, 12] > 3 * kernel[12, 6]  # along the diagonal, against across it
     assert np.allclose(kernel, kernel[::-1, ::-1])
+
+
+@pytest.mark.parametrize("length", [1.5, 4.0, 9.0])
+def test_a_streak_has_the_length_asked_for(length: float) -> None:
+    kernel = streak_kernel(length, 0.0)
+    across = kernel.sum(1)
+    assert kernel.sum() == pytest.approx(1, abs=1e-6) and np.count_nonzero(across > 1e-6) == 1
+    assert kernel.max() == pytest.approx(1 / length, rel=1e-5)  # as much of it in each pixel
+    turned = streak_kernel(length, np.pi / 2)
+    assert np.allclose(turned, kernel.T, atol=1e-6)
+    assert np.allclose(streak_kernel(length, 0.7), streak_kernel(length, 0.7)[::-1, ::-1])
+    assert streak_kernel(0.0, 0.3).shape == (1, 1)
+
+
+def test_shake_smears_along_one_direction_and_leaves_the_other_draws() -> None:
+    point = np.zeros((41, 41, 3), np.float32)
+    point[20, 20] = 1
+    smeared = blur(point, Blur(sigma=[0, 0], motion=[8, 8]), np.random.default_rng(2))[:, :, 0]
+    y, x = np.mgrid[-20:21, -20:21]
+    moments = np.linalg.eigvalsh(
+        [[(smeared * x * x).sum(), (smeared * x * y).sum()], [(smeared * x * y).sum(), (smeared * y * y).sum()]]
+    )
+    assert moments[1] == pytest.approx(8**2 / 12, rel=0.15) and moments[0] < 0.3
+    settings = Blur(sigma=[0.5, 2.0], anisotropic=0.5)
+    still: Drawn = {}
+    moved: Drawn = {}
+    blur(point, settings, np.random.default_rng(3), still)
+    blur(point, settings.model_copy(update={"motion": [2.0, 5.0]}), np.random.default_rng(3), moved)
+    assert 2 <= moved["motion"] <= 5 and still == {key: moved[key] for key in still} and "motion" not in still
+
+
+def test_what_was_drawn_is_told() -> None:
+    for seed in range(4):
+        drawn: Drawn = {}
+        settings = Degradation(blur=Blur(sigma=[0.5, 2.0], anisotropic=0.5, motion=[0, 6]))
+        image = degrade(photo(), settings, np.random.default_rng(seed), drawn)
+        told = drawn.pop("blur")
+        again = filtered(photo(), gaussian_kernel(*told["sigma"], told["angle"]))
+        again = filtered(again, streak_kernel(told["motion"], told["direction"]))
+        assert np.array_equal(image, to_8bit(again)) and drawn == {}
+        image = degrade(photo(), Degradation(jpeg=EVERYTHING.jpeg), np.random.default_rng(seed), drawn)
+        told = drawn.pop("jpeg")
+        one_file = Jpeg(quality=[told["quality"]] * 2, subsampling=told["subsampling"])
+        assert np.array_equal(image, compress(to_8bit(photo()), one_file, np.random.default_rng()))
+        image = degrade(flat(0.5), Degradation(noise=EVERYTHING.noise), np.random.default_rng(seed), drawn)
+        told = drawn.pop("noise")
+        assert 0.2 <= told["correlation"] <= 0.8 and 0.3 <= told["shot"] <= 0.9 and told["grey"] is False
+        for channel, gain in enumerate(told["gains"]):
+            assert image[:, :, channel].std() == pytest.approx(told["sigma"] * gain, rel=0.05)
+    degrade(photo(), Degradation(noise=Noise(probability=0)), np.random.default_rng(0), drawn)
+    assert drawn == {}
 
 
 def test_anisotropic_share() -> None:

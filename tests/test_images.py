@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from refine_wrap.errors import ImageError, OutputError
-from refine_wrap.images import Picture, bleed_alpha, read_image, resize_alpha, samples, write_image
+from refine_wrap.images import Picture, bleed_alpha, read_image, resize_alpha, samples, upright, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -866,3 +866,15 @@ def test_pillow_reads_a_written_file_without_a_warning(tmp_path):
                 warnings.simplefilter("error")
                 with Image.open(io.BytesIO(path.read_bytes())) as image:
                     image.load()
+
+
+def test_an_exif_block_of_pillow_is_kept_and_another_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    for suffix in ("png", "jpg", "webp", "tif"):
+        path = tmp_path / f"turned.{suffix}"
+        write_image(path, Picture(pixels, exif=exif.tobytes()))  # it begins with "Exif"
+        assert upright(read_image(path)).pixels.shape == (6, 4, 3), suffix
+    with pytest.raises(ImageError, match="no TIFF structure"):
+        Picture(pixels, exif=b"Exif\0\0nonsense")

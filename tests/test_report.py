@@ -25,7 +25,7 @@ from PIL import Image
 
 from refine_wrap.errors import DataError, OutputError, RefineWrapError
 from refine_wrap.evaluation import psnr, ssim
-from refine_wrap.report import compare, compare_page
+from refine_wrap.report import compare_page, gallery
 
 Pixels = np.ndarray
 
@@ -211,7 +211,7 @@ def test_pictures_too_small_for_ssim(tmp_path: Path) -> None:
 
 
 def test_large_pictures_are_reduced_but_not_in_the_close_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "_REGION", 150)
+    monkeypatch.setattr(gallery, "_REGION", 150)
     truth = photo(300, 400)
     changed = truth.copy()
     changed[180:220, 300:340] = 255 - changed[180:220, 300:340]
@@ -350,7 +350,7 @@ def test_limit_and_page_size(folders: Path, monkeypatch: pytest.MonkeyPatch) -> 
     options: dict[str, Any] = {"reference": folders / "truth"}
     page = build(folders, [folders / "bad"], limit=1, **options)
     assert page.names == ["a"] and len(page.table()) == 4 and "1 more in common, not used" in page.text
-    monkeypatch.setattr(compare, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(gallery, "PAGE_BYTES", 1000)
     page = build(folders, [folders / "bad"], **options)
     assert page.names == ["a"] and len(page.payloads) == 2
     assert [row[0] for row in page.table()[2:]] == ["Mean of 2", "a", "b"]

@@ -27,17 +27,17 @@ def absorb(
         typer.Option(
             "--backbone",
             "-b",
-            help="Backbone: a checkpoint, hf://org/name/file@revision, shipped:NAME. [default: the adapter's]",
+            help="Backbone: a checkpoint, hf://org/name/file@revision, shipped:NAME. Default: the adapter's.",
             show_default=False,
         ),
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="The strength that the result has. [default: the adapter's own]", show_default=False),
+        typer.Option(help="The strength that the result has. Default: the adapter's own.", show_default=False),
     ] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(help="Images to measure with. [default: every eighth of the data]", show_default=False),
+        typer.Option(help="Images to measure with. Default: every eighth of the data.", show_default=False),
     ] = None,
     crop: Annotated[int, typer.Option(min=8, help="Side of the training crops in low-quality pixels.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Crops of a step.")] = 8,

@@ -16,11 +16,14 @@ from .compare import compare
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
+from .evaluate import evaluate
 from .finetune import finetune
 from .info import info
+from .make_flawed import make_flawed
 from .push import push
 from .recipe import recipe
 from .restore import restore
+from .score import score
 
 app = typer.Typer(
     name="refine-wrap",
@@ -30,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (restore, finetune, absorb, info, compare, convert, push, demo, doctor):
+for verb in (restore, finetune, absorb, score, evaluate, make_flawed, info, compare, convert, push, demo, doctor):
     app.command()(guarded(verb))
 app.add_typer(recipe, name="recipe")
 

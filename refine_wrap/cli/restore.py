@@ -21,7 +21,7 @@ def restore(
         typer.Option(
             "--adapter",
             "-a",
-            help="Adapter: a folder, org/name on the Hub, shipped:NAME. [default: the shipped denoiser]",
+            help="Adapter: a folder, org/name on the Hub, shipped:NAME. Default: the shipped denoiser.",
             show_default=False,
         ),
     ] = None,
@@ -37,22 +37,22 @@ def restore(
     strength: Annotated[
         float | None,
         typer.Option(
-            help="0 keeps fidelity, 1 asks for the most detail. [default: the adapter's own]", show_default=False
+            help="0 keeps fidelity, 1 asks for the most detail. Default: the adapter's own.", show_default=False
         ),
     ] = None,
     tile: Annotated[str, typer.Option(help="auto, none, or a side in input pixels.")] = "auto",
     halo: Annotated[
         int | None,
-        typer.Option(help="Input pixels around each tile. [default: the receptive field]", show_default=False),
+        typer.Option(help="Input pixels around each tile. Default: the receptive field.", show_default=False),
     ] = None,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     ext: Annotated[
         str | None,
-        typer.Option(help="Format of the outputs: png, jpg, webp, tif. [default: as the input]", show_default=False),
+        typer.Option(help="Format of the outputs: png, jpg, webp, tif. Default: as the input.", show_default=False),
     ] = None,
     suffix: Annotated[str, typer.Option(help="Added to each name, before its ending.")] = "",
-    bits: Annotated[int | None, typer.Option(help="8 or 16. [default: as the input]", show_default=False)] = None,
+    bits: Annotated[int | None, typer.Option(help="8 or 16. Default: as the input.", show_default=False)] = None,
     recursive: Annotated[bool, typer.Option(help="Take the folders below, too.")] = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist; otherwise they are skipped.")

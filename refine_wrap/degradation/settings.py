@@ -53,12 +53,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Blur(Section):
-    """Gaussian blur, applied to the ground truth before it is made smaller."""
+    """Gaussian blur and shake, applied to the ground truth before it is made smaller."""
 
     sigma: Annotated[list[float], Between(0, 20)] = [0.2, 2.0]
     """Standard deviation in ground-truth pixels, drawn evenly from [low, high]."""
     anisotropic: Share = 0.0
     """Share of the blurred samples whose blur has two different sigmas, along a random direction."""
+    motion: Annotated[list[float], Between(0, 50)] = [0.0, 0.0]
+    """Length of a straight streak in a random direction, as shake leaves it, in pixels drawn from [low, high]."""
     probability: Share = 1.0
     """Share of the samples that are blurred at all."""
 
@@ -101,7 +103,7 @@ class Degradation(Section):
     scale: Annotated[int, Field(ge=1, le=4)] = 1
     """How many times smaller each side becomes; it must be the backbone's scale."""
     blur: Blur | None = None
-    """Gaussian blur before the image is made smaller; null: none."""
+    """Blur before the image is made smaller; null: none."""
     noise: Noise | None = None
     """Noise after the image is made smaller; null: none."""
     jpeg: Jpeg | None = None
@@ -112,7 +114,7 @@ class Degradation(Section):
 
         Covers the blur, the bicubic kernel and one JPEG block.
         """
-        reach = blur_radius(self.blur.sigma[1]) if self.blur else 0
+        reach = blur_radius(self.blur.sigma[1]) + streak_radius(self.blur.motion[1]) if self.blur else 0
         reach += 2 * self.scale if self.scale > 1 else 0
         reach += 8 * self.scale if self.jpeg else 0
         return math.ceil(reach / self.scale) * self.scale
@@ -121,3 +123,8 @@ class Degradation(Section):
 def blur_radius(sigma: float) -> int:
     """Pixels on each side that a Gaussian of `sigma` is computed over."""
     return math.ceil(3 * sigma)
+
+
+def streak_radius(length: float) -> int:
+    """Pixels on each side that a streak of `length` is computed over."""
+    return math.ceil(length / 2) + 1 if length else 0

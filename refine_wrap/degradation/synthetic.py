@@ -13,18 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ImageError
-from .settings import Blur, Degradation, Jpeg, Noise, blur_radius
+from .settings import Blur, Degradation, Jpeg, Noise, blur_radius, streak_radius
 
 Array = npt.NDArray[Any]
+Drawn = dict[str, Any]
+"""What was drawn, for a record: by part, the values in the words and units of `settings`; angles in radians."""
 
 
-def degrade(image: Array, settings: Degradation, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def degrade(
+    image: Array, settings: Degradation, rng: np.random.Generator, drawn: Drawn | None = None
+) -> npt.NDArray[np.uint8]:
     """The low-quality version of an image.
 
     Args:
         image: (H, W, 3) float32, RGB in [0, 1], both sides multiples of `settings.scale`. It is not changed.
         settings: which parts, and the ranges that they are drawn from.
         rng: the only source of chance.
+        drawn: gets a dict for each part (blur, noise, jpeg) that the image went through.
 
     Returns:
         (H / scale, W / scale, 3) uint8.
@@ -38,17 +43,18 @@ def degrade(image: Array, settings: Degradation, rng: np.random.Generator) -> np
         raise ImageError(
             f"An image of {image.shape[1]}x{image.shape[0]} pixels", f"sides that are multiples of {settings.scale}"
         )
+    drawn = {} if drawn is None else drawn
     # Each part draws from its own stream, so that a change to one leaves the draws of the others as they were.
     blur_rng, noise_rng, jpeg_rng = (np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 3))
     if settings.blur is not None and blur_rng.random() < settings.blur.probability:
-        image = blur(image, settings.blur, blur_rng)
+        image = blur(image, settings.blur, blur_rng, drawn.setdefault("blur", {}))
     if settings.scale > 1:
         image = downsample(image, settings.scale)
     if settings.noise is not None and noise_rng.random() < settings.noise.probability:
-        image = add_noise(image, settings.noise, noise_rng)
+        image = add_noise(image, settings.noise, noise_rng, drawn.setdefault("noise", {}))
     rounded = to_8bit(image)
     if settings.jpeg is not None and jpeg_rng.random() < settings.jpeg.probability:
-        rounded = compress(rounded, settings.jpeg, jpeg_rng)
+        rounded = compress(rounded, settings.jpeg, jpeg_rng, drawn.setdefault("jpeg", {}))
     return rounded
 
 
@@ -57,19 +63,26 @@ def to_8bit(image: Array) -> npt.NDArray[np.uint8]:
     return (np.clip(image, 0.0, 1.0) * np.float32(255.0) + np.float32(0.5)).astype(np.uint8)
 
 
-def blur(image: Array, settings: Blur, rng: np.random.Generator) -> Array:
-    """Gaussian blur with drawn sigmas and direction; the border is mirrored."""
+def blur(image: Array, settings: Blur, rng: np.random.Generator, drawn: Drawn | None = None) -> Array:
+    """Gaussian blur with drawn sigmas and direction, then a drawn streak; the border is mirrored."""
     first, second = (_between(settings.sigma, rng) for _ in range(2))
     angle = rng.uniform(0.0, math.pi)
     if rng.random() >= settings.anisotropic:
         second = first
-    kernel = gaussian_kernel(first, second, angle)
+    length, direction = _between(settings.motion, rng), rng.uniform(0.0, math.pi)
+    if drawn is not None:
+        drawn |= {"sigma": [first, second], "angle": angle}
+        drawn |= {"motion": length, "direction": direction} if length else {}
+    return filtered(filtered(image, gaussian_kernel(first, second, angle)), streak_kernel(length, direction))
+
+
+def filtered(image: Array, kernel: Array) -> Array:
+    """(H, W, C) float32 through a kernel of odd sides and sum 1; the border is mirrored."""
     if kernel.size == 1:
         return image
     import cv2
 
-    blurred: Array = cv2.filter2D(image, cv2.CV_32F, kernel, borderType=cv2.BORDER_REFLECT_101)
-    return blurred
+    return np.asarray(cv2.filter2D(image, cv2.CV_32F, kernel, borderType=cv2.BORDER_REFLECT_101))
 
 
 def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> npt.NDArray[np.float32]:
@@ -84,6 +97,16 @@ def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> npt.NDArray
     return np.asarray(weights / weights.sum(), dtype=np.float32)
 
 
+def streak_kernel(length: float, angle: float) -> npt.NDArray[np.float32]:
+    """A straight line of `length` pixels through the middle, turned by `angle` (radians), soft at its edges, sum 1."""
+    radius = streak_radius(length)
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
+    along = np.abs(x * math.cos(angle) + y * math.sin(angle))
+    across = np.abs(y * math.cos(angle) - x * math.sin(angle))
+    line = np.clip(length / 2 + 0.5 - along, 0, 1) * np.clip(1 - across, 0, 1)
+    return np.asarray(line / line.sum(), dtype=np.float32)
+
+
 def downsample(image: Array, scale: int) -> Array:
     """Smaller by a whole number with an antialiased bicubic kernel (a = -0.5, as Pillow and MATLAB's imresize)."""
     import torch
@@ -95,13 +118,16 @@ def downsample(image: Array, scale: int) -> Array:
     return smaller[0].numpy().transpose(1, 2, 0)
 
 
-def add_noise(image: Array, settings: Noise, rng: np.random.Generator) -> Array:
+def add_noise(image: Array, settings: Noise, rng: np.random.Generator, drawn: Drawn | None = None) -> Array:
     """Noise of a drawn strength; the result is not clamped."""
     sigma = _between(settings.sigma, rng) / 255.0
     shot = _between(settings.shot, rng)
     correlation = _between(settings.correlation, rng)
     gains = rng.uniform(1 - settings.channel_spread, 1 + settings.channel_spread, 3).astype(np.float32)
     channels = 1 if rng.random() < settings.grey else 3
+    if drawn is not None:
+        drawn |= {"sigma": sigma * 255.0, "correlation": correlation, "gains": gains.tolist(), "grey": channels == 1}
+        drawn |= {"shot": shot} if settings.kind == "poisson-gaussian" else {}
     if sigma == 0:
         return image
     if settings.kind == "gaussian":
@@ -159,12 +185,16 @@ def _to_srgb(light: Array) -> Array:
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
-def compress(image: npt.NDArray[np.uint8], settings: Jpeg, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def compress(
+    image: npt.NDArray[np.uint8], settings: Jpeg, rng: np.random.Generator, drawn: Drawn | None = None
+) -> npt.NDArray[np.uint8]:
     """Through JPEG and back, (H, W, 3) RGB uint8."""
     import cv2
 
     quality = int(rng.integers(settings.quality[0], settings.quality[1], endpoint=True))
     full = bool(rng.random() < 0.5) if settings.subsampling == "random" else settings.subsampling == "4:4:4"
+    if drawn is not None:
+        drawn |= {"quality": quality, "subsampling": "4:4:4" if full else "4:2:0"}
     factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]), flags)

@@ -10,6 +10,16 @@ from .alpha import bleed_alpha, resize_alpha
 from .picture import Picture
 from .read import read_image
 from .samples import MAX_PIXELS
+from .upright import upright
 from .write import write_image
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "bleed_alpha", "read_image", "resize_alpha", "write_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Picture",
+    "bleed_alpha",
+    "read_image",
+    "resize_alpha",
+    "upright",
+    "write_image",
+]

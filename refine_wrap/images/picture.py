@@ -27,8 +27,9 @@ class Picture:
         pixels: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16; colour is straight, not multiplied by alpha.
         alpha: (H, W) of the same dtype, 0 is transparent; None: opaque.
         icc: the ICC profile.
-        exif: the EXIF block as a TIFF structure (it begins with "II" or "MM"). Its orientation tag is kept and the
-            pixels stay as stored, so that input and output look alike in every viewer.
+        exif: the EXIF block as a TIFF structure (it begins with "II" or "MM"; the "Exif" that Pillow puts before it is
+            taken off). Its orientation tag is kept and the pixels stay as stored, so that input and output look alike
+            in every viewer.
         format: "PNG", "JPEG", "WEBP" or "TIFF": where it came from.
 
     Raises:
@@ -55,6 +56,9 @@ class Picture:
                 f"alpha of shape {tuple(self.alpha.shape)} and type {self.alpha.dtype}",
                 f"{tuple(pixels.shape[:2])} and {pixels.dtype}, as the pixels",
             )
+        if self.exif is not None and clean_exif(self.exif) is None:
+            raise ImageError("an EXIF block that is no TIFF structure", 'bytes that begin with "II" or "MM"')
+        self.exif = clean_exif(self.exif)
         if self.format not in LONGEST_SIDE:
             raise ImageError(f"the picture format {self.format!r}", "PNG, JPEG, WEBP or TIFF")
 

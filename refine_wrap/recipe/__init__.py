@@ -1,6 +1,7 @@
 """Recipe: the typed, strict form of a training run, read from YAML."""
 
 from .core import Recipe, recipe_schema
+from .degradation import load_degradation
 from .lines import Places, read_tree
 from .sections import (
     SMALLEST_CROP,
@@ -9,9 +10,11 @@ from .sections import (
     GanLoss,
     LossChoice,
     LpipsLoss,
+    ScorerChoice,
     SqueezeLoss,
     TrainChoice,
     TrainFolders,
+    ValidationFolders,
     VggLoss,
 )
 from .words import explain_key
@@ -25,11 +28,14 @@ __all__ = [
     "LpipsLoss",
     "Places",
     "Recipe",
+    "ScorerChoice",
     "SqueezeLoss",
     "TrainChoice",
     "TrainFolders",
+    "ValidationFolders",
     "VggLoss",
     "explain_key",
+    "load_degradation",
     "read_tree",
     "recipe_schema",
 ]

@@ -27,6 +27,7 @@ from .sections import (
     LoraChoice,
     LossChoice,
     RefinerChoice,
+    ScorerChoice,
     StrengthChoice,
     TrainChoice,
     TrainFolders,
@@ -44,13 +45,16 @@ class Recipe(Section):
     """Name of the run and of what it makes: letters, digits, dot, dash, underscore."""
     description: str = ""
     """One line for people."""
-    objective: Literal["restore", "refine"]
-    """restore: train the backbone. refine: keep the backbone frozen and train the refiner toward the ground truth."""
-    backbone: BackboneChoice
-    """The restoration network."""
-    trainable: list[Literal["backbone", "lora", "refiner"]] | None = None
+    objective: Literal["restore", "refine", "score"]
+    """restore: train the backbone. refine: keep the backbone frozen and train the refiner toward the ground truth.
+    score: train a no-reference scorer of image quality."""
+    backbone: BackboneChoice | None = None
+    """The restoration network, for the objectives restore and refine."""
+    scorer: ScorerChoice | None = None
+    """The scorer, for the objective score."""
+    trainable: list[Literal["backbone", "lora", "refiner", "scorer"]] | None = None
     """What is trained. restore: [backbone], all of it, or [lora], small matrices beside its layers. refine: [refiner].
-    null: the first of these."""
+    score: [scorer]. null: the first of these."""
     lora: LoraChoice = LoraChoice()
     """The size and place of LoRA, for trainable: [lora]."""
     refiner: RefinerChoice = RefinerChoice()
@@ -80,8 +84,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:
+        _check_parts(self)
         _check_trainable(self)
-        _check_folders(self.data)
+        if self.objective != "score":
+            _check_folders(self.data)
         if self.data.degradation is not None and self.data.crop % self.data.degradation.scale:
             scale = self.data.degradation.scale
             raise cross("data.crop", f"data.crop is {self.data.crop}", f"a multiple of data.degradation.scale, {scale}")
@@ -105,7 +111,8 @@ class Recipe(Section):
                     "data.variants, the number of variants of each sample to keep",
                     "set data.variants=8, for example",
                 )
-        _check_losses(self.losses.weights(), self.data.crop)
+        if self.objective != "score":
+            _check_losses(self.losses.weights(), self.data.crop)
         return self
 
     @classmethod
@@ -177,7 +184,20 @@ class Recipe(Section):
             raise type(error)(f"{place}{error.came}", error.expected, error.next_step) from None
 
 
-_TRAINABLE = {"restore": (["backbone"], ["lora"]), "refine": (["refiner"],)}
+_TRAINABLE = {"restore": (["backbone"], ["lora"]), "refine": (["refiner"],), "score": (["scorer"],)}
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Each objective has its own section."""
+    wanted, other = ("scorer", "backbone") if recipe.objective == "score" else ("backbone", "scorer")
+    if getattr(recipe, wanted) is None:
+        raise cross(wanted, f"{wanted} is not given", f"a section {wanted}, for the objective {recipe.objective}")
+    if getattr(recipe, other) is not None:
+        raise cross(other, f"{other} is given with objective {recipe.objective}", f"no section {other}")
+    if recipe.objective == "score" and (recipe.data.degradation is not None or recipe.data.train.lq is not None):
+        raise cross(
+            "data", "the objective score makes its own pictures from data.train.gt", "neither lq nor data.degradation"
+        )
 
 
 def _check_trainable(recipe: Recipe) -> None:

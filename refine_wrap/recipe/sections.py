@@ -67,6 +67,37 @@ class RefinerChoice(Section):
     """Pool over windows of this side in pixels, at every image size; null: over the whole image, as officially."""
 
 
+def _distortions(names: list[str] | None) -> list[str] | None:
+    from ..degradation.ladders import DISTORTIONS
+
+    if names is not None and (not names or not set(names) <= set(DISTORTIONS)):
+        raise PydanticCustomError("range", "are no distortions", {"expected": f"some of {', '.join(DISTORTIONS)}"})
+    return names
+
+
+class ScorerChoice(Section):
+    """The no-reference scorer that is trained, and the ladders of worse and worse pictures that it learns from."""
+
+    trunk: str
+    """A small model of timm, by name; it starts from scratch."""
+    options: dict[str, Any] = {}
+    """Arguments of that model."""
+    supervision: Literal["order", "reference"] = "order"
+    """order: a better step must score higher. reference: as full-reference metrics against the pristine crop say."""
+    distortions: Annotated[list[str] | None, AfterValidator(_distortions)] = None
+    """Which distortions the ladders are made of; null: all."""
+    steps: Annotated[int, Field(ge=2, le=16)] = 4
+    """Distorted versions in a ladder, besides the crop itself."""
+    shrink: Annotated[float, Field(ge=1, le=16)] = 3.0
+    """Photos are made up to so many times smaller before a crop is taken, as far as they are large enough."""
+    soft: Share = 0.3
+    """Share of the ladders that start from a slightly soft picture."""
+    networks: list[FilePath] = []
+    """Restoration networks (as backbone.weights) whose outputs make ladders too: denoised, or upscaled again."""
+    network_share: Share = 0.1
+    """Share of the ladders that a network makes."""
+
+
 class LoraChoice(Section):
     """LoRA beside the backbone's layers, for trainable: [lora]. It is merged into the result, which costs no more."""
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
 from html import escape
 from importlib import resources
 from io import BytesIO
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError, OutputError
+from ..folder import PathLike
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+COMPLETE = "This file is complete in itself and loads nothing from the network."
 
 _FORMAT_NAMES = {"image/webp": "lossless WebP", "image/png": "PNG"}
 _WEBP_LIMIT = 16383
@@ -46,12 +53,32 @@ class Payloads:
         )
 
 
-def render(name: str, title: str, data: dict[str, Any], payloads: Payloads, parts: dict[str, str]) -> bytes:
-    """Put `NAME.html`, `NAME.css` and `NAME.js` of this folder together.
+def page_path(out: PathLike, overwrite: bool) -> Path:
+    """The page's path, or the refusal.
 
-    `parts` are pieces of HTML and escaped already; `data` is what the script reads, anything that JSON can hold.
+    Raises:
+        DataError: a name that a browser would not open.
+        OutputError: it exists and is not to be replaced.
     """
-    template, style, script = (_resource(f"{name}.{kind}") for kind in ("html", "css", "js"))
+    page = Path(out)
+    if page.suffix.lower() not in {".html", ".htm"}:
+        raise DataError(f"The page cannot be called {page.name!r}.", "a name that ends in .html")
+    if page.exists() and not overwrite:
+        raise OutputError(f"{page} exists already.", "a new name", "Overwrite it, or choose another name.")
+    return page
+
+
+def render(title: str, data: dict[str, Any], payloads: Payloads, parts: dict[str, str]) -> bytes:
+    """Put `page.html`, `page.css` and `page.js` of this folder together.
+
+    Args:
+        title: of the page, plain text.
+        data: what the script reads, see `Gallery.data`.
+        payloads: the pictures.
+        parts: pieces of HTML, escaped already: `facts` (a line below the title), `summary` (above the pictures),
+            `table` and `left_out` (below them), `footer`.
+    """
+    template, style, script = (_resource(f"page.{kind}") for kind in ("html", "css", "js"))
     html = Template(template).substitute(
         parts,
         title=escape(title),
@@ -64,6 +91,12 @@ def render(name: str, title: str, data: dict[str, Any], payloads: Payloads, part
         payloads=payloads.html(),
     )
     return html.encode("utf-8", "replace")
+
+
+def notice(summary: str, lines: Iterable[str], attributes: str = "") -> str:
+    """A box that opens: a `summary` element and lines, both HTML."""
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return f'<details class="notice"{attributes}>{summary}<ul>{items}</ul></details>'
 
 
 def count(number: int, word: str) -> str:

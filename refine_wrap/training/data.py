@@ -31,7 +31,7 @@ from ..images import read_image
 from .sources import Item, images, open_item, pairs
 
 if TYPE_CHECKING:
-    from ..recipe import DataChoice, Recipe, TrainFolders
+    from ..recipe import DataChoice, Recipe, TrainFolders, ValidationFolders
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Any]
@@ -202,15 +202,13 @@ class ImageData(Dataset[Sample]):
         rows = len(self.store.rows)
         for step in range(rows):
             row = (index + step) % rows
-            stream = VALIDATION if self.fixed else TRAINING
-            rng = np.random.default_rng((self.seed, stream, self.variant(epoch), index))
             try:
-                lq, gt = self.make(row, rng)
+                tensors = self.sample(row, self.variant(epoch), index)
             except ImageError as error:  # its header was sound, its pixels are not: the next image takes its place
                 self.store.drop(row, error)
                 continue
             name = str(self.store.rows[row][0])
-            return {"lq": lq, "gt": gt, "strength": self.draw_strength(epoch, index), "name": name}
+            return {**tensors, "strength": self.draw_strength(epoch, index), "name": name}
         raise DataError("No training image can be read")
 
     def variant(self, epoch: int) -> int:
@@ -222,8 +220,13 @@ class ImageData(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, STRENGTH, epoch, index))
         return torch.tensor(np.float32(rng.uniform(self.strength[0], self.strength[1])))
 
-    def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(lq, gt) of one image."""
+    def sample(self, row: int, variant: int, index: int) -> dict[str, Tensor]:
+        """One variant of one sample, all chance drawn anew from its key."""
+        stream = VALIDATION if self.fixed else TRAINING
+        return self.make(row, np.random.default_rng((self.seed, stream, variant, index)))
+
+    def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """What a sample of one image holds: `lq` (3, h, w) and `gt` (3, h * scale, w * scale)."""
         raise NotImplementedError
 
     def side(self, height: int, width: int) -> tuple[int, int]:
@@ -269,7 +272,7 @@ class DegradedData(ImageData):
         super().__init__(store, scale=degradation.scale, **options)
         self.degradation = degradation
 
-    def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
         image, scale = self.store.get(self.store.rows[row][0]), self.scale
         crop = self.side(image.shape[0], image.shape[1])
         image = mirrored(image, *crop)
@@ -286,7 +289,7 @@ class DegradedData(ImageData):
         low = degrade(region, self.degradation, rng)
         top, left = above // scale, before // scale
         lq = as_float(low[top : top + crop[0] // scale, left : left + crop[1] // scale])
-        return as_tensor(place.orient(lq)), as_tensor(place.orient(gt))
+        return {"lq": as_tensor(place.orient(lq)), "gt": as_tensor(place.orient(gt))}
 
 
 class PairedData(ImageData):
@@ -310,7 +313,7 @@ class PairedData(ImageData):
                 f"ground truth {scale} times as large as low quality" if scale > 1 else "both of one size",
             )
 
-    def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
         scale = self.scale
         gt, lq = (self.store.get(path) for path in self.store.rows[row])
         crop = self.side(lq.shape[0] * scale, lq.shape[1] * scale)
@@ -321,7 +324,7 @@ class PairedData(ImageData):
         lq = lq[place.top : place.top + side[0], place.left : place.left + side[1]]
         top, left = place.top * scale, place.left * scale
         gt = gt[top : top + side[0] * scale, left : left + side[1] * scale]
-        return as_tensor(place.orient(as_float(lq))), as_tensor(place.orient(as_float(gt)))
+        return {"lq": as_tensor(place.orient(as_float(lq))), "gt": as_tensor(place.orient(as_float(gt)))}
 
 
 def mirrored(image: Array, height: int, width: int) -> Array:
@@ -365,7 +368,7 @@ def training_data(recipe: Recipe, scale: int) -> ImageData:
         "variants": data.variants,
         "seed": recipe.train.seed,
     }
-    return _dataset(recipe, data.train, _rows(data.train), scale, options)
+    return _dataset(recipe, data.train, rows(data.train), scale, options)
 
 
 def validation_data(recipe: Recipe, scale: int) -> ImageData | None:
@@ -373,11 +376,17 @@ def validation_data(recipe: Recipe, scale: int) -> ImageData | None:
     part = recipe.data.validation
     if part is None:
         return None
-    rows = _rows(part)
-    count = min(part.limit, len(rows))
-    rows = [rows[i * len(rows) // count] for i in range(count)]
     crop = part.crop // scale * scale if part.crop is not None else None
-    return _dataset(recipe, part, rows, scale, {"crop": crop, "seed": recipe.train.seed, "fixed": True})
+    return _dataset(
+        recipe, part, validation_rows(part), scale, {"crop": crop, "seed": recipe.train.seed, "fixed": True}
+    )
+
+
+def validation_rows(part: ValidationFolders) -> list[tuple[Item, ...]]:
+    """At most `limit` images, spread evenly."""
+    found = rows(part)
+    count = min(part.limit, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def _dataset(
@@ -399,10 +408,10 @@ def _dataset(
     return DegradedData(store, data.degradation, **options)
 
 
-def _rows(part: TrainFolders) -> list[tuple[Item, ...]]:
+def rows(part: TrainFolders) -> list[tuple[Item, ...]]:
     """The images of each sample: (gt,) or (gt, lq)."""
     if part.lq is None:
-        rows: list[tuple[Item, ...]] = [(item,) for source in part.gt for item in images(source, part.gt_root)]
+        found: list[tuple[Item, ...]] = [(item,) for source in part.gt for item in images(source, part.gt_root)]
     else:
         names = {
             "gt_root": part.gt_root,
@@ -410,8 +419,8 @@ def _rows(part: TrainFolders) -> list[tuple[Item, ...]]:
             "gt_pattern": part.gt_pattern,
             "lq_pattern": part.lq_pattern,
         }
-        rows = [pair for gt, lq in zip(part.gt, part.lq, strict=True) for pair in pairs(gt, lq, **names)]
-    return list(dict.fromkeys(rows))  # a folder that is named twice counts once
+        found = [pair for gt, lq in zip(part.gt, part.lq, strict=True) for pair in pairs(gt, lq, **names)]
+    return list(dict.fromkeys(found))  # a folder that is named twice counts once
 
 
 # ---------------------------------------------------------------- batches

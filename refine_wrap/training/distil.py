@@ -47,14 +47,14 @@ HELD_OUT = 8
 class LowQualityData(ImageData):
     """Low-quality images alone: `lq`, and `gt` the same."""
 
-    def make(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
         image = self.store.get(self.store.rows[row][0])
         side = self.side(image.shape[0], image.shape[1])
         image = mirrored(image, *side)
         place = self.place(image.shape[0], image.shape[1], side, rng)
         part = image[place.top : place.top + side[0], place.left : place.left + side[1]]
         lq = as_tensor(place.orient(as_float(part)))
-        return lq, lq
+        return {"lq": lq, "gt": lq}
 
 
 def absorb(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..recipe import Recipe
 from .data import loader
 from .frozen import FrozenData, OutputStore, needed
-from .trainer import Run, fill_cache, prepare, take_step, threads, validate
+from .trainer import Run, fill_cache, prepare, take_step, threads
 
 
 def dry_run(recipe: Recipe | str | Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _try(run: Run) -> dict[str, Any]:
         clock = time.perf_counter()
     checking = 0.0
     if run.validation is not None:
-        validate(run, None, limit=1)
+        objective.validate(run.recipe, run.validation, device, None, 1)
         checking = (time.perf_counter() - clock) * len(run.validation)
     validations = -(-options.steps // run.recipe.validate_every) if run.validation is not None else 0
     trained = sum(parameter.numel() for parameter in objective.parameters())

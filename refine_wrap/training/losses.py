@@ -152,7 +152,7 @@ class LossSet(nn.Module):
             terms: dict[str, Tensor] = {}
             for name, weight in self.weights.items():
                 loss = self.nets[name] if name in self.nets else LOSSES[name]
-                terms[name] = weight * loss(output, target)
+                terms[name] = weight * loss(output, target).mean()  # feature nets give one an image
             return terms
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import OutputError
 from ..folder import atomic_path
 from ..images import Picture
+from ..resources import versions
 
 if TYPE_CHECKING:
     from .trainer import StepResult
@@ -176,21 +177,11 @@ def open_run(folder: Path, recipe_yaml: str, about: Mapping[str, Any]) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    import importlib.metadata
-
-    from .. import __version__
-
-    packages = ("accelerate", "numpy", "safetensors", "spandrel", "pillow", "opencv-python")
-    versions = {"refine-wrap": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    packages = ("torch", "accelerate", "numpy", "safetensors", "spandrel", "pillow", "opencv-python")
     system = {"platform": platform.platform(), "processor": platform.machine(), "threads": torch.get_num_threads()}
     # The recipe's paths are relative to the folder that the run was started in.
     call = {"folder": os.getcwd(), "argv": [Path(sys.argv[0]).name, *sys.argv[1:]]}
-    document = {**about, "versions": versions, "system": system, **call}
+    document = {**about, "versions": versions(*packages), "system": system, **call}
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The run's folder {folder} is a file", "a folder, or a name that is free", "set output=...")
     with atomic_path(folder / RECIPE) as temporary:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..backbone import Backbone, load_backbone
 from ..errors import RefineWrapError
 from ..wrapper import RefineWrapper
+from .data import ImageData, training_data, validation_data
 from .lora import add_lora, lora_weights, merged, save_lora, without_lora
 from .losses import LossSet
+from .monitor import save_strip
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -24,58 +26,42 @@ if TYPE_CHECKING:
 class Objective(nn.Module):
     """`losses = objective(batch)`: a dict of named, weighted terms whose sum is minimised.
 
-    A batch has `lq` (B, 3, h, w) and `gt` (B, 3, h * scale, w * scale), RGB in [0, 1], and `strength` (B,).
-    `parameters()` is only what is trained.
+    `parameters()` is only what is trained. A batch is what its own data makes.
     """
 
-    losses: LossSet
     result: str
     """Name of the folder that `save` writes in the run's."""
     adversary: Adversary | None = None
     """Set where the recipe has a `gan` loss. It is no submodule: it is trained, moved and saved by itself."""
 
-    def __init__(self, losses: LossSet) -> None:
-        super().__init__()
-        self.losses = losses
-        self.seen: list[tuple[Tensor, Tensor]] = []
-        """With an adversary: outputs and ground truths since `take_seen`, for its own step."""
+    def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
+        """The training samples, and those to validate on, if the recipe has any.
 
-    @property
-    def backbone(self) -> Backbone:
-        """The restoration network, trained or frozen."""
+        Raises:
+            DataError, RecipeError: they cannot be used.
+        """
         raise NotImplementedError
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def compare(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The weighted losses of (B, 3, H, W), the adversarial one among them."""
-        terms: dict[str, Tensor] = self.losses(output, target)
-        if self.adversary is not None:
-            terms["gan"] = self.adversary.generator_term(output)
-            self.seen.append((output.detach(), target))
-        return terms
-
-    def take_seen(self) -> list[tuple[Tensor, Tensor]]:
-        """What was compared since the last call."""
-        seen, self.seen = self.seen, []
-        return seen
-
-    def frozen(self, lq: Tensor) -> dict[str, Tensor]:
-        """What the frozen part makes of (B, 3, h, w), each with B entries; a batch may hold it in place of `lq`."""
         raise NotImplementedError
 
     def networks(self) -> list[nn.Module]:
         """What runs in a training step, the trained parts last: for torch.compile and activation checkpointing."""
         raise NotImplementedError
 
-    def predict(self, lq: Tensor) -> Tensor:
-        """What the finished model makes of (B, 3, h, w); not clamped, no gradients."""
-        raise NotImplementedError
+    def validate(
+        self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
+    ) -> list[dict[str, Any]]:
+        """Measure what was trained on held-out samples.
 
-    def baseline(self, lq: Tensor) -> Tensor | None:
-        """What the untrained part alone makes of it, to compare with; None where nothing is fixed."""
-        return None
+        Args:
+            pictures: a folder for pictures of some of them; None: no pictures.
+            limit: how many samples; None: all.
+
+        Returns:
+            `name`, `value`, `protocol` and `data`, as a model card lists them.
+        """
+        raise NotImplementedError
 
     def trained(self) -> nn.Module:
         """The module whose whole state is trained, checkpointed and averaged."""
@@ -94,7 +80,108 @@ class Objective(nn.Module):
                 yield name, parameter
 
 
-class RestoreObjective(Objective):
+class ImageObjective(Objective):
+    """From image to image: what `RestoreObjective` and `RefineObjective` share.
+
+    A batch has `lq` (B, 3, h, w) and `gt` (B, 3, h * scale, w * scale), RGB in [0, 1], and `strength` (B,).
+    """
+
+    losses: LossSet
+
+    def __init__(self, losses: LossSet) -> None:
+        super().__init__()
+        self.losses = losses
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        """With an adversary: outputs and ground truths since `take_seen`, for its own step."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The restoration network, trained or frozen."""
+        raise NotImplementedError
+
+    def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
+        with recipe.at("data.train"):
+            train = training_data(recipe, self.backbone.spec.scale)
+        with recipe.at("data.validation"):
+            return train, validation_data(recipe, self.backbone.spec.scale)
+
+    def compare(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The weighted losses of (B, 3, H, W), the adversarial one among them."""
+        terms: dict[str, Tensor] = self.losses(output, target)
+        if self.adversary is not None:
+            terms["gan"] = self.adversary.generator_term(output)
+            self.seen.append((output.detach(), target))
+        return terms
+
+    def take_seen(self) -> list[tuple[Tensor, Tensor]]:
+        """What was compared since the last call."""
+        seen, self.seen = self.seen, []
+        return seen
+
+    def predict(self, lq: Tensor) -> Tensor:
+        """What the finished model makes of (B, 3, h, w); not clamped, no gradients."""
+        raise NotImplementedError
+
+    def baseline(self, lq: Tensor) -> Tensor | None:
+        """What the untrained part alone makes of it, to compare with; None where nothing is fixed."""
+        return None
+
+    def validate(
+        self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
+    ) -> list[dict[str, Any]]:
+        """PSNR and SSIM of the output and, where it is fixed, of the bare backbone.
+
+        Pictures: low quality | backbone | output | ground truth side by side.
+        """
+        from ..evaluation import Protocol
+
+        part = recipe.data.validation
+        assert part is not None  # there is validation data
+        count = len(data) if limit is None else min(limit, len(data))
+        # As super-resolution is usually measured: pixels near the border depend on what lies beyond it.
+        border = self.backbone.spec.scale if self.backbone.spec.scale > 1 else 0
+        protocols = [Protocol("PSNR", border=border), Protocol("SSIM", border=border)]
+        sums: dict[tuple[str, str], float] = {}
+        was_training = self.training
+        self.eval()
+        try:
+            for index in range(count):
+                sample = data[index]
+                lq, gt = sample["lq"][None].to(device), sample["gt"][None].to(device)
+                shown = {
+                    "": self.predict(lq),
+                    " backbone": self.baseline(lq),
+                    " input": lq if border == 0 else None,
+                }
+                for protocol in protocols:
+                    for of, image in shown.items():
+                        if image is not None:
+                            key = (protocol.metric + of, str(protocol))
+                            sums[key] = sums.get(key, 0.0) + _capped(float(protocol(_finite(image), gt)))
+                if pictures is not None and index < part.pictures:
+                    strip = [image for image in (lq, shown[" backbone"], shown[""], gt) if image is not None]
+                    save_strip(
+                        pictures / f"{index:02d}_{Path(sample['name']).stem}.png", [_finite(image) for image in strip]
+                    )
+        finally:
+            self.train(was_training)
+        about = ", ".join(Path(root).name for root in part.gt) + f" ({count} images)"
+        return [
+            {"name": name, "value": total / count, "protocol": protocol, "data": about}
+            for (name, protocol), total in sums.items()
+        ]
+
+
+def _finite(image: Tensor) -> Tensor:
+    """A diverged output is measured, and shown, as black where it is not a number: the curve must show it, not stop."""
+    return torch.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0)
+
+
+def _capped(value: float) -> float:
+    return min(value, 100.0)  # identical images have an infinite PSNR, and no mean
+
+
+class RestoreObjective(ImageObjective):
     """Train the backbone toward the ground truth: all its weights, or LoRA alone.
 
     Args:
@@ -160,7 +247,7 @@ class RestoreObjective(Objective):
         return saved
 
 
-class RefineObjective(Objective):
+class RefineObjective(ImageObjective):
     """Keep the backbone frozen and train the refiner toward the ground truth, at all strengths of the recipe."""
 
     result = "adapter"
@@ -181,6 +268,7 @@ class RefineObjective(Objective):
 
     @torch.no_grad()
     def frozen(self, lq: Tensor) -> dict[str, Tensor]:
+        """What the backbone makes of (B, 3, h, w), each with B entries; a batch may hold it in place of `lq`."""
         return {"restored": self.wrapper.backbone(lq)}
 
     def networks(self) -> list[nn.Module]:
@@ -219,6 +307,11 @@ def build_objective(recipe: Recipe) -> Objective:
             that is not there.
         CheckpointError: weights of a loss are missing or are not its.
     """
+    if recipe.objective == "score":
+        from .score import ScoreObjective
+
+        return ScoreObjective.of(recipe)
+    assert recipe.backbone is not None  # the recipe has checked it
     with recipe.at("losses"):
         losses = LossSet(recipe.losses)
     torch.manual_seed(recipe.train.seed)

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from ..errors import DataError, ImageError, OutputError
-from ..folder import IMAGE_SUFFIXES, Listing, atomic_path, list_images, pair_by_name, pair_listings
+from ..folder import IMAGE_SUFFIXES, Listing, atomic_path, list_images, pair_by_name, pair_listings, user_cache
 
 T = TypeVar("T")
 
@@ -605,9 +605,8 @@ def _damaged(path: Path, detail: str) -> DataError:
 
 
 def _index_file(path: Path) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
-    return Path(cache, "refine-wrap", "tar-index", f"{name}.json")
+    return user_cache() / "tar-index" / f"{name}.json"
 
 
 def _kept_index(file: Path, shard: Shard) -> list[Entry] | None:

@@ -19,16 +19,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import OutputError, TrainingError
-from ..evaluation import Protocol
 from ..folder import shard
 from ..recipe import Recipe, TrainChoice
 from .activations import checkpoint_activations
 from .adversary import Adversary
 from .checkpoint import Average, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
-from .data import ImageData, Sample, StepBatches, loader, training_data, validation_data
+from .data import ImageData, Sample, StepBatches, loader
 from .frozen import FrozenData, fill, frozen_data, needed
-from .monitor import Monitor, open_run, save_strip
-from .objectives import Objective, build_objective
+from .monitor import Monitor, open_run
+from .objectives import ImageObjective, Objective, RefineObjective, build_objective
 
 MOST_SKIPPED = 5
 """Steps in a row whose loss is not finite before the run stops."""
@@ -114,11 +113,8 @@ def prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
     accelerator = _accelerator(recipe)
     saved = _resumed(recipe, resume)
     objective = build_objective(recipe)
-    with recipe.at("data.train"):
-        data = training_data(recipe, objective.backbone.spec.scale)
-    with recipe.at("data.validation"):
-        validation = validation_data(recipe, objective.backbone.spec.scale)
-    if recipe.objective == "refine" and recipe.backbone.weights is None:
+    data, validation = objective.data(recipe)
+    if recipe.objective == "refine" and recipe.backbone is not None and recipe.backbone.weights is None:
         text = "The backbone has no weights: the refiner is trained behind a random network"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     if options.activation_checkpointing and not checkpoint_activations(objective.networks()[-1]):
@@ -127,6 +123,7 @@ def prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
 
     gan = recipe.losses.gan
     if gan is not None and gan.weight > 0:
+        assert isinstance(objective, ImageObjective)  # the recipe has checked it
         with recipe.at("losses.gan", "losses"):
             objective.adversary = Adversary(gan, accelerator, options.seed)
 
@@ -192,7 +189,7 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
             if run.validation is not None and (last or (done % recipe.validate_every == 0 and not stop)):
                 if run.first:
                     with average.applied():
-                        metrics = validate(run, folder / "pictures" / f"step_{done:08d}")
+                        metrics = _validate(run, folder / "pictures" / f"step_{done:08d}")
                     monitor.write({"kind": "validation", "step": done, "metrics": metrics})
                     monitor.say(f"step {done}: " + ", ".join(f"{m['name']} {m['value']:.4f}" for m in metrics))
                 accelerator.wait_for_everyone()
@@ -206,7 +203,7 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
 
         if start >= options.steps and run.validation is not None and run.first:  # resumed when all was done
             with average.applied():
-                metrics = validate(run, None)
+                metrics = _validate(run, None)
 
     with average.applied():
         objective.eval().to("cpu")
@@ -270,6 +267,7 @@ def take_step(run: Run, step: int, batch: dict[str, Any], interrupted: Sequence[
     # The discriminator learns from what the objective has just shown it.
     judged: dict[str, float] = {}
     if adversary is not None:
+        assert isinstance(objective, ImageObjective)  # only these have one
         seen = objective.take_seen()
         if finite:
             judged = {name: float(v) for name, v in adversary.step(seen, rate / options.learning_rate).items()}
@@ -316,6 +314,7 @@ def _samples(run: Run, monitor: Monitor, interrupted: list[int]) -> Dataset[Samp
     """The training samples; with `backbone_cache`, what the frozen backbone makes of them is computed first."""
     if run.recipe.backbone_cache.keep == "none":
         return run.data
+    assert isinstance(run.objective, RefineObjective)  # the recipe has checked it
     frozen = frozen_data(run.recipe, run.objective.backbone, run.data)
     keys = needed(run.batches, run.data.variants or 1)
     if frozen.store.folder is not None:  # the processes share the files, and the work
@@ -333,11 +332,12 @@ def _samples(run: Run, monitor: Monitor, interrupted: list[int]) -> Dataset[Samp
 
 
 def fill_cache(run: Run, frozen: FrozenData, keys: list[tuple[int, int]], notify: Notify | None = None) -> int:
-    options = run.recipe.train
+    options, objective = run.recipe.train, run.objective
+    assert isinstance(objective, RefineObjective)  # the recipe has checked it
 
     def compute(lq: Tensor) -> dict[str, Tensor]:
         with run.accelerator.autocast():
-            return run.objective.frozen(lq.contiguous(memory_format=run.layout))
+            return objective.frozen(lq.contiguous(memory_format=run.layout))
 
     return fill(
         frozen,
@@ -349,6 +349,11 @@ def fill_cache(run: Run, frozen: FrozenData, keys: list[tuple[int, int]], notify
         dtype=torch.float16 if run.recipe.backbone_cache.dtype == "float16" else None,
         notify=notify,
     )
+
+
+def _validate(run: Run, pictures: Path | None) -> list[dict[str, Any]]:
+    assert run.validation is not None  # asked by the caller
+    return run.objective.validate(run.recipe, run.validation, run.accelerator.device, pictures, None)
 
 
 def _save(run: Run, step: int) -> None:
@@ -369,62 +374,6 @@ def _save(run: Run, step: int) -> None:
             run.recipe.keep_checkpoints,
         )
     run.accelerator.wait_for_everyone()
-
-
-def validate(run: Run, pictures: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
-    """PSNR and SSIM over the validation images, of the output and, where it is fixed, of the bare backbone.
-
-    Args:
-        pictures: a folder for low quality | backbone | output | ground truth side by side; None: no pictures.
-        limit: how many images; None: all.
-
-    Returns:
-        `name`, `value` (mean over the images), `protocol` and `data`, as a model card lists them.
-    """
-    objective, data, device, part = run.objective, run.validation, run.accelerator.device, run.recipe.data.validation
-    assert data is not None and part is not None  # there is validation data
-    count = len(data) if limit is None else min(limit, len(data))
-    # As super-resolution is usually measured: pixels near the border depend on what lies beyond it.
-    border = objective.backbone.spec.scale if objective.backbone.spec.scale > 1 else 0
-    protocols = [Protocol("PSNR", border=border), Protocol("SSIM", border=border)]
-    sums: dict[tuple[str, str], float] = {}
-    was_training = objective.training
-    objective.eval()
-    try:
-        for index in range(count):
-            sample = data[index]
-            lq, gt = sample["lq"][None].to(device), sample["gt"][None].to(device)
-            shown = {
-                "": objective.predict(lq),
-                " backbone": objective.baseline(lq),
-                " input": lq if border == 0 else None,
-            }
-            for protocol in protocols:
-                for of, image in shown.items():
-                    if image is not None:
-                        key = (protocol.metric + of, str(protocol))
-                        sums[key] = sums.get(key, 0.0) + _capped(float(protocol(_finite(image), gt)))
-            if pictures is not None and index < part.pictures:
-                strip = [image for image in (lq, shown[" backbone"], shown[""], gt) if image is not None]
-                save_strip(
-                    pictures / f"{index:02d}_{Path(sample['name']).stem}.png", [_finite(image) for image in strip]
-                )
-    finally:
-        objective.train(was_training)
-    about = ", ".join(Path(root).name for root in part.gt) + f" ({count} images)"
-    return [
-        {"name": name, "value": total / count, "protocol": protocol, "data": about}
-        for (name, protocol), total in sums.items()
-    ]
-
-
-def _finite(image: Tensor) -> Tensor:
-    """A diverged output is measured, and shown, as black where it is not a number: the curve must show it, not stop."""
-    return torch.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0)
-
-
-def _capped(value: float) -> float:
-    return min(value, 100.0)  # identical images have an infinite PSNR, and no mean
 
 
 def _accelerator(recipe: Recipe) -> Any:

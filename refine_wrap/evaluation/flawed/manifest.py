@@ -1,0 +1,257 @@
+"""The manifest of a pristine-referenced test set: what was made of what, and whether it is still so."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from ...degradation.settings import Degradation, Section
+from ...errors import DataError, OutputError
+from ...folder import PathLike, atomic_path
+from ...resources import file_digest
+from .levels import Level
+
+PRISTINE, FLAWED, INPUT = "pristine", "flawed_gt", "input"
+MANIFEST = "manifest.json"
+LOCK_SECONDS = 60.0
+FLUSH_SECONDS = 5.0
+"""What a killed run made since the manifest was written last is made again by the next: the same bytes."""
+
+
+class SetImage(Section):
+    """One image of the set, in all its folders."""
+
+    name: str
+    """Below each folder, with `/`."""
+    region: list[int]
+    """[top, left, height, width] in the upright photo, before it was made smaller."""
+    sha256: dict[str, str]
+    """Of the file in each folder."""
+    drawn: dict[str, dict[str, Any]]
+    """What was drawn for each folder, by part."""
+    psnr: dict[str, float | None]
+    """dB of the flawed ground truths against the pristine photo (RGB, 8 bits); null: identical."""
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """(path below the set, sha256)."""
+        return ((f"{folder}/{self.name}", digest) for folder, digest in self.sha256.items())
+
+
+class SetPhoto(Section):
+    """What was made of one photo."""
+
+    source: str
+    """Its path below the folder of photos."""
+    sha256: str
+    images: list[SetImage]
+
+
+class Manifest(Section):
+    """`manifest.json`."""
+
+    format: Literal[1]
+    refine_wrap: str
+    """Our version, when the set was begun."""
+    made_with: dict[str, str]
+    """Versions of the libraries that the bytes depend on."""
+    seed: int
+    crop: int | None
+    grid: bool
+    downscale: int
+    levels: dict[str, Level]
+    degradation: Degradation
+    """From the flawed ground truth to the input."""
+    photos: dict[str, SetPhoto]
+    """By the photo's path below the folder of photos, without its suffix."""
+
+    @classmethod
+    def read(cls, out: PathLike) -> Manifest:
+        """The manifest of a set.
+
+        Raises:
+            DataError: there is none, or it is damaged.
+        """
+        path = Path(out) / MANIFEST
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError(
+                f"There is no {path}", "the folder of a set that refine-wrap make-flawed has made"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}", "a manifest") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DataError(
+                f"{path} is damaged or of another version: {where} {first['msg']}",
+                "the manifest as it was written (format 1)",
+                "get it again, or make the set anew in another folder",
+            ) from None
+
+    def mean_psnr(self) -> dict[str, float]:
+        """Of each folder of flawed ground truths: the mean over its images, dB against the pristine photos."""
+        found: dict[str, list[float]] = {}
+        for photo in self.photos.values():
+            for image in photo.images:
+                for folder, value in image.psnr.items():
+                    found.setdefault(folder, []).extend([] if value is None else [value])
+        return {folder: sum(values) / len(values) for folder, values in sorted(found.items()) if values}
+
+
+@dataclass
+class ManifestFile:
+    """A manifest that several processes write: each adds its photos to what is there, under a lock."""
+
+    out: Path
+    settings: Manifest
+    """Without photos."""
+    photos: dict[str, SetPhoto]
+    """As far as this process knows."""
+    fresh: dict[str, SetPhoto] = field(default_factory=dict)
+    written: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, out: Path, wanted: Manifest) -> ManifestFile:
+        """Begin a set, or go on with one of the same settings.
+
+        Raises:
+            DataError: the set has other settings, or there are such folders and no manifest.
+            OutputError: it cannot be written.
+        """
+        with _locked(out):
+            if (out / MANIFEST).exists():
+                found = Manifest.read(out)
+                _refuse_other(out, found, wanted)
+            else:
+                for name in (PRISTINE, FLAWED, INPUT):
+                    if (out / name).exists():
+                        raise DataError(
+                            f"{out / name} is there, and no {out / MANIFEST} that says what it is",
+                            "a new folder, or one that refine-wrap make-flawed has made",
+                        )
+                found = wanted
+                _store(out, found)
+        return cls(out, found.model_copy(update={"photos": {}}), dict(found.photos))
+
+    def add(self, name: str, photo: SetPhoto) -> None:
+        self.photos[name] = self.fresh[name] = photo
+        if time.monotonic() - self.written > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added. Raises OutputError."""
+        if not self.fresh:
+            return
+        with _locked(self.out):
+            found = Manifest.read(self.out)
+            _refuse_other(self.out, found, self.settings)
+            for name, photo in self.fresh.items():
+                if found.photos.get(name, photo) != photo:
+                    raise OutputError(
+                        f"Another run has made {name} in {self.out} of another photo meanwhile",
+                        "one folder of photos for a set",
+                        f"refine-wrap make-flawed --verify -o {self.out} says which files are which",
+                    )
+            photos = {**found.photos, **self.fresh}
+            _store(self.out, found.model_copy(update={"photos": dict(sorted(photos.items()))}))
+        self.fresh = {}
+        self.written = time.monotonic()
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / ".manifest.lock", timeout=LOCK_SECONDS)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"{out / MANIFEST} has been locked by another process for {LOCK_SECONDS:.0f} s",
+            "one that writes at a time",
+            "wait for the other run, then run again",
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written: {error.strerror or error}", "a folder to write to", "choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _store(out: Path, manifest: Manifest) -> None:
+    with atomic_path(out / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(manifest.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _refuse_other(out: Path, found: Manifest, wanted: Manifest) -> None:
+    for name in ("seed", "crop", "grid", "downscale", "degradation", "levels"):
+        old, new = getattr(found, name), getattr(wanted, name)
+        if old != new:
+            if name in ("degradation", "levels"):
+                raise DataError(f"{out} was made with other {name}", f"the {name} in its {MANIFEST}", _ANOTHER)
+            raise DataError(f"{out} was made with {name} {old}, not {new}", f"{name} {old}", _ANOTHER)
+
+
+_ANOTHER = "choose another output folder, or the settings that the set was made with"
+
+
+# ---------------------------------------------------------------- verification
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_flawed` found."""
+
+    files: int
+    """How many the manifest names."""
+    problems: list[tuple[str, str]]
+    """(path below the set, what is wrong with it): missing, changed, unreadable, or not in the manifest."""
+
+
+def verify_flawed(out: PathLike) -> Verification:
+    """Check every file of a set against its manifest.
+
+    Raises:
+        DataError: there is no manifest, or it is damaged.
+    """
+    base = Path(out)
+    wanted = {
+        path: digest
+        for photo in Manifest.read(base).photos.values()
+        for image in photo.images
+        for path, digest in image.files()
+    }
+    problems = [(path, problem) for path, digest in wanted.items() if (problem := _problem(base / path, digest))]
+    for kind in (PRISTINE, FLAWED, INPUT):
+        for folder, _, names in os.walk(base / kind):
+            found = (PurePosixPath(Path(folder, name).relative_to(base).as_posix()) for name in names)
+            # Hidden: a run at work, or one that was killed.
+            problems += [
+                (str(path), "not in the manifest")
+                for path in found
+                if str(path) not in wanted and not path.name.startswith(".")
+            ]
+    return Verification(len(wanted), sorted(problems))
+
+
+def _problem(path: Path, digest: str) -> str | None:
+    try:
+        return None if file_digest(path) == digest else "changed"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"unreadable: {error.strerror or error}"

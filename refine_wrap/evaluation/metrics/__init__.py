@@ -1,0 +1,6 @@
+"""Full-reference metrics: how close a picture is to its ground truth."""
+
+from .metric import Metric
+from .protocol import Protocol, full_reference, full_reference_names, psnr, ssim
+
+__all__ = ["Metric", "Protocol", "full_reference", "full_reference_names", "psnr", "ssim"]

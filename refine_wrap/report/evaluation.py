@@ -1,0 +1,240 @@
+"""The page of an evaluation: what counts and what does not, the figures, and the pictures behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from ..evaluation import Evaluation
+from ..evaluation.result import Image, Measure
+from ..evaluation.words import (
+    HEAD,
+    KEY,
+    TEXTURE_HEAD,
+    flag_lines,
+    judge_lines,
+    lines,
+    mean_notes,
+    texture_lines,
+)
+from ..folder import PathLike, atomic_path
+from ..images import Picture
+from .gallery import Gallery
+from .page import COMPLETE, count, notice, page_path, render
+
+
+def evaluation_page(evaluation: Evaluation, out: PathLike, *, title: str | None = None, overwrite: bool = True) -> None:
+    """Write an evaluation as one self-contained HTML page.
+
+    The pictures are those of each candidate's best, median and worst image, read again from where they lie. What does
+    not count is greyed, with the reason, and has no win rate.
+
+    Args:
+        evaluation: as `evaluate` gave it.
+        out: the page, `.html`; missing parent folders are made.
+        title: heading of the page.
+        overwrite: write over an existing page.
+
+    Raises:
+        DataError: another suffix.
+        OutputError: the page cannot be written.
+        RefineWrapError: a picture cannot be read any more.
+    """
+    page = page_path(out, overwrite)
+    gallery = _gallery(evaluation)
+    parts = {
+        "facts": escape(_facts(evaluation)),
+        "summary": _summary(evaluation),
+        "table": _images(evaluation, {item["image"]: number for number, item in enumerate(gallery.items)}),
+        "left_out": _left_out(evaluation),
+        "footer": escape(_footer(evaluation, gallery)),
+    }
+    html = render(title or "Evaluation", gallery.data(), gallery.payloads, parts)
+    with atomic_path(page) as temporary:
+        temporary.write_bytes(html)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _gallery(evaluation: Evaluation) -> Gallery:
+    places = evaluation.places
+    # Baseline and candidate first: these two are what the viewer opens with.
+    sides = [*places.outputs, *([places.lq] if places.lq else []), *([places.gt] if places.gt else [])]
+    labels = [place.label for place in sides]
+    gallery = Gallery(labels, len(labels) - 1 if places.gt else None)
+    for name, roles in _chosen(evaluation).items():
+        if gallery.full:
+            break
+        image = next(image for image in evaluation.images if image.name == name)
+        figures = [_in_words(evaluation, image, number) for number in range(len(image.outputs))]
+        figures += [""] * (len(sides) - len(figures))
+        pictures: list[Picture] = [place.read(name) for place in sides]
+        number = gallery.add(f"{name}: {', '.join(roles)}", pictures, figures)
+        gallery.items[number]["image"] = name
+    return gallery
+
+
+def _chosen(evaluation: Evaluation) -> dict[str, list[str]]:
+    """Images to show, and what each stands for."""
+    found: dict[str, list[str]] = {}
+    several = len(evaluation.candidates) > 1
+    for candidate in evaluation.candidates:
+        for role, name in candidate.shown.items():
+            found.setdefault(name, []).append(f"{role} of {candidate.label}" if several else role)
+    return found
+
+
+def _in_words(evaluation: Evaluation, image: Image, place: int) -> str:
+    """The figures under a picture: the metrics', or what images are ranked by."""
+    shown = [measure for measure in evaluation.measures if measure.kind == "metric"]
+    return " · ".join(
+        measure.in_words(image.outputs[place].figures[measure.name]) + (f" {measure.unit}" if measure.unit else "")
+        for measure in shown or [evaluation.measure(evaluation.ranked_by)]
+    )
+
+
+# ---------------------------------------------------------------- text
+
+
+def _facts(evaluation: Evaluation) -> str:
+    facts = [
+        count(len(evaluation.images), "image"),
+        f"baseline {evaluation.baseline}",
+        f"{count(len(evaluation.candidates), 'candidate')}: {', '.join(evaluation.labels[1:])}",
+    ]
+    if evaluation.left_out:
+        facts.append(f"{len(evaluation.left_out)} left out")
+    if evaluation.unused:
+        facts.append(f"{evaluation.unused} not in every folder, not used")
+    return " · ".join(facts)
+
+
+def _summary(evaluation: Evaluation) -> str:
+    sections = [_candidate(evaluation, place) for place in range(1, len(evaluation.labels))]
+    judges = judge_lines(evaluation)
+    if judges:
+        rows = [
+            _row(cells[:-1], void=measure.gate is not None, rest=(cells[-1], len(cells))) for measure, cells in judges
+        ]
+        head = ("Judge", "Mean of ground truth", "Mean of input", "Validity")
+        note = "A judge counts where it prefers the ground truth to the input on at least 70% of the pairs."
+        sections.append(_section("Judges", _table(head, rows, "Judges"), [note]))
+    rows = [_row(cells) for cells in texture_lines(evaluation)]
+    settings = evaluation.settings
+    notes = [f"High frequency: {settings['high_frequency']}. Noise: {settings['noise']}. Medians over the images."]
+    sections.append(_section("Texture", _table(TEXTURE_HEAD, rows, "Texture"), notes))
+    if evaluation.candidates[0].shown:
+        gated = evaluation.measure(evaluation.ranked_by).gate
+        by = f"{evaluation.ranked_by}{f' ({gated}, not counted)' if gated else ''}"
+        text = f"Best, median and worst image of each candidate, by its gain over the baseline in {by}."
+        sections.append(f'<h2>Pictures</h2><p class="facts">{escape(text)}</p>')
+    return "".join(sections)
+
+
+def _candidate(evaluation: Evaluation, place: int) -> str:
+    candidate = evaluation.candidates[place - 1]
+    rows = []
+    for line in lines(evaluation, place):
+        if line.reason is None:
+            rows.append(_row((*line.cells, line.verdict), css=line.verdict))
+        else:
+            rows.append(_row(line.cells, void=True, rest=(f"not counted: {line.reason}", len(HEAD) + 1)))
+    flagged = "".join(f"<li>{escape(text)}</li>" for text in flag_lines(candidate))
+    warning = f'<ul class="notice warn flags">{flagged}</ul>' if flagged else ""
+    notes = [KEY, *mean_notes(evaluation, place)]
+    if candidate.trained_on:
+        notes.append(f"Trained on {', '.join(candidate.trained_on)}.")
+    title = f"{candidate.label} against {evaluation.baseline}"
+    return _section(title, warning + _table((*HEAD, "Verdict"), rows, title), notes)
+
+
+def _images(evaluation: Evaluation, items: dict[str, int]) -> str:
+    """Each image's figures; a column that counts for no candidate, or not for its own, is greyed."""
+    measures = evaluation.measures
+    voids = [[_void(evaluation, measure, place) for measure in measures] for place in range(len(evaluation.labels))]
+    groups = "".join(
+        f'<th scope="colgroup" colspan="{len(measures)}">{escape(label)}</th>' for label in evaluation.labels
+    )
+    columns = "".join(
+        f'<th scope="col"{_class("void" if void else "")}>{escape(_column(measure))}{_NOT_COUNTED if void else ""}</th>'
+        for own in voids
+        for measure, void in zip(measures, own, strict=True)
+    )
+    first = '<th class="name" rowspan="2" scope="col">Image</th>'
+    body = ""
+    for image in evaluation.images:
+        name, item = escape(image.name), items.get(image.name)
+        linked = name if item is None else f'<a href="#{item + 1}">{name}</a>'
+        cells = "".join(
+            f"<td{_class('void' if void else '')}>{escape(measure.in_words(seen.figures[measure.name]))}</td>"
+            for seen, own in zip(image.outputs, voids, strict=True)
+            for measure, void in zip(measures, own, strict=True)
+        )
+        attributes = "" if item is None else f' data-item="{item}"'
+        body += f'<tr{attributes}><th class="name" scope="row">{linked}</th>{cells}</tr>'
+    table = f"<table><thead><tr>{first}{groups}</tr><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
+    protocols = "; ".join(measure.protocol for measure in measures)
+    return _section("Each image", _scroll(table, "Figures of each image"), [f"{protocols}."])
+
+
+def _void(evaluation: Evaluation, measure: Measure, place: int) -> bool:
+    if place == 0:
+        return all(measure.name in candidate.not_counted for candidate in evaluation.candidates)
+    return measure.name in evaluation.candidates[place - 1].not_counted
+
+
+_NOT_COUNTED = '<span class="quiet"> (not counted)</span>'
+
+
+def _column(measure: Measure) -> str:
+    return f"{measure.name} ({measure.unit})" if measure.unit else measure.name
+
+
+def _left_out(evaluation: Evaluation) -> str:
+    if not evaluation.left_out:
+        return ""
+    verb = "was" if len(evaluation.left_out) == 1 else "were"
+    summary = f'<summary class="warn">{count(len(evaluation.left_out), "image")} {verb} left out everywhere</summary>'
+    found = [f"<b>{escape(name)}</b>: {escape(why)}" for name, why in evaluation.left_out]
+    return f'<section class="left-out">{notice(summary, found, " open")}</section>'
+
+
+def _footer(evaluation: Evaluation, gallery: Gallery) -> str:
+    settings = evaluation.settings
+    made = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
+    rules = f"Win rate: {settings['win_rate']}. Interval: {settings['interval']}. Test: {settings['test']}."
+    bootstrap = f"Bootstrap: {settings['resamples']} resamples, seed {settings['seed']}."
+    return " ".join([rules, bootstrap, f"Made with {made}.", *gallery.footer(), COMPLETE])
+
+
+# ---------------------------------------------------------------- HTML
+
+
+def _section(title: str, html: str, notes: Sequence[str]) -> str:
+    return (
+        f'<section class="figures"><h2>{escape(title)}</h2>{html}'
+        f'<p class="facts">{escape(" ".join(filter(None, notes)))}</p></section>'
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[str], label: str) -> str:
+    cells = "".join(f'<th scope="col"{_class("" if i else "name")}>{escape(text)}</th>' for i, text in enumerate(head))
+    return _scroll(f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>", label)
+
+
+def _row(cells: Sequence[str], *, void: bool = False, css: str = "", rest: tuple[str, int] | None = None) -> str:
+    """`rest`: a text that spans the columns from the last cell to the end of so many."""
+    first, *others = cells
+    html = f'<th class="name" scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in others)
+    if rest is not None:
+        html += f'<td class="words" colspan="{rest[1] - len(cells)}">{escape(rest[0])}</td>'
+    return f"<tr{_class('void' if void else css)}>{html}</tr>"
+
+
+def _scroll(table: str, label: str) -> str:
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{table}</div>'
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""

@@ -1,0 +1,89 @@
+"""Our own scorers: a small trunk from scratch, a map of local scores, and their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import RefineWrapError
+from .core import Scorer
+
+TILE = 512
+"""Longest side that the trunk sees at once; a larger image is scored in tiles, so that memory stays bounded."""
+LEAST = 32
+"""A smaller image is continued by its edge pixels up to this side: the trunk makes it 32 times smaller."""
+
+
+class LearnedScorer(Scorer):
+    """Looks at an image through a trunk of timm; every place gets a score, and the image their mean.
+
+    It is trained by recipes of objective `score`. The scale is its own: 0 to 1, by the logistic function.
+
+    Args:
+        name: how the scorer is called.
+        trunk: name of a model of timm, built from scratch without its classifier.
+        options: arguments of that model.
+        licence: of the weights.
+
+    Raises:
+        RefineWrapError: timm has no such model, or the options are not its.
+    """
+
+    differentiable = True
+    worst, best = 0.0, 1.0
+
+    def __init__(
+        self, name: str, trunk: str, options: Mapping[str, Any] | None = None, licence: str = "CC-BY-SA-4.0"
+    ) -> None:
+        import timm
+
+        super().__init__()
+        self.name, self.licence = name, licence
+        options = dict(options or {})
+        self.config: dict[str, Any] = {"name": name, "trunk": trunk, "options": options}
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+        }
+        try:
+            model: Any = timm.create_model(trunk, pretrained=False, num_classes=0, global_pool="", **given)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RefineWrapError(
+                f"timm cannot build {trunk} with {options}: {error}", "a model of timm.list_models() and its arguments"
+            ) from None
+        self.trunk = model
+        self.head = nn.Conv2d(int(model.num_features), 1, 1)
+        self.eval()
+
+    def raw(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(image))
+
+    def logits(self, image: Tensor) -> Tensor:
+        """The score before the logistic function, (B, 3, H, W) -> (B,) float32: what differences are trained on."""
+        image = self.checked(image).to(self.head.weight.dtype)
+        total, pixels = image.new_zeros(image.shape[0], dtype=torch.float32), 0
+        for tile in tiles(image, TILE):
+            area = tile.shape[-2] * tile.shape[-1]
+            total = total + self._map(tile).float().mean(dim=(1, 2, 3)) * area
+            pixels += area
+        return total / pixels
+
+    def _map(self, image: Tensor) -> Tensor:
+        """Local scores, (B, 1, h, w)."""
+        down, right = (max(LEAST - side, 0) for side in image.shape[-2:])
+        if down or right:
+            image = functional.pad(image, (0, right, 0, down), mode="replicate")
+        trunk: Any = self.trunk
+        scores: Tensor = self.head(trunk.forward_features(image * 2 - 1))
+        return scores
+
+
+def tiles(image: Tensor, longest: int) -> Iterator[Tensor]:
+    """(B, C, H, W) in equal parts of at most `longest` pixels a side, without overlap."""
+    rows, columns = (torch.arange(side).tensor_split(-(-side // longest)) for side in image.shape[-2:])
+    for row in rows:
+        for column in columns:
+            yield image[..., int(row[0]) : int(row[-1]) + 1, int(column[0]) : int(column[-1]) + 1]

@@ -1,0 +1,184 @@
+"""Training scorers: ladders in order, kept ladders, the objective, what comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from refine_wrap import Picture, Recipe, RefineWrapError, read_image, write_image
+from refine_wrap.cli.main import app
+from refine_wrap.degradation.ladders import DISTORTIONS, ladder
+from refine_wrap.errors import RecipeError
+from refine_wrap.hub import load_adapter
+from refine_wrap.resources import weights_dir
+from refine_wrap.scorers import load_scorer
+from refine_wrap.scorers.learned import LearnedScorer, tiles
+from refine_wrap.training import finetune
+from refine_wrap.training.score import ScoreObjective, apart, by_target, in_ladder
+
+TINY = {"channels": [8, 8, 8, 8], "stem_width": 8}
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return read_image(weights_dir() / "demo_photo.png").pixels[40:168, 40:168].astype(np.float32) / np.float32(255)
+
+
+@pytest.fixture()
+def photos(tmp_path: Path, photo: np.ndarray) -> Path:
+    folder = tmp_path / "photos"
+    for number in range(3):
+        write_image(folder / f"{number}.png", Picture(np.roll((photo * 255).astype(np.uint8), 17 * number, axis=1)))
+    return folder
+
+
+def recipe(photos: Path, **more: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "version": 1,
+        "name": "tiny",
+        "objective": "score",
+        "scorer": {"trunk": "resnet10t", "options": TINY, "steps": 3, "distortions": ["gaussian_blur", "jpeg"]},
+        "data": {"train": {"gt": [str(photos)]}, "validation": {"gt": [str(photos)], "limit": 1}, "crop": 64},
+        "train": {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "log_every": 1, "ema": 0.0},
+        "output": str(photos.parent / "run"),
+    }
+    for key, value in more.items():
+        part, _, name = key.rpartition("__")
+        (values[part] if part else values)[name] = value
+    return Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_a_ladder_gets_worse_and_repeats_exactly(photo: np.ndarray, name: str) -> None:
+    before = photo.copy()
+    strengths = (0.1, 0.4, 0.7, 1.0)
+    steps, again = (ladder(photo, name, strengths, np.random.default_rng(5)) for _ in range(2))
+    errors = [float(np.mean((step - photo) ** 2)) for step in steps]
+    assert errors == sorted(errors) and errors[0] < 0.5 * errors[-1] and errors[0] > 0
+    for step, same in zip(steps, again, strict=True):
+        assert step.shape == photo.shape and step.dtype == np.float32 and np.array_equal(step, same)
+        assert step.min() >= 0 and step.max() <= 1 and np.array_equal(np.round(step * 255) / np.float32(255), step)
+    assert np.array_equal(before, photo)
+
+
+def test_an_unknown_distortion_is_refused(photo: np.ndarray) -> None:
+    with pytest.raises(RefineWrapError, match="no distortion 'fog'"):
+        ladder(photo, "fog", [0.5], np.random.default_rng(0))
+
+
+def test_the_losses_want_the_right_order() -> None:
+    good, bad = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    assert in_ladder(good) < in_ladder(torch.zeros(1, 3)) < in_ladder(bad)
+    assert apart(good.repeat(2, 1)) < apart(bad.repeat(2, 1))
+    target = torch.tensor([0.9, 0.5, 0.1])
+    assert by_target(good[0], target) < by_target(bad[0], target)
+    # Pairs whose targets are equal say nothing.
+    assert by_target(bad[0], torch.full((3,), 0.5)) == 0
+
+
+def test_a_scorer_learns_and_loads(photos: Path) -> None:
+    run = recipe(photos, train__steps=40, train__batch_size=4, train__learning_rate=3e-3)
+    result = finetune(run, quiet=True)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["losses"]["order"] for line in lines if line["kind"] == "train"]
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+    adapter = load_adapter(result)
+    assert adapter.kind == "scorer" and adapter.backbone is None and adapter.config["scorer"] == "learned"
+    srcc = {metric["name"]: metric["value"] for metric in adapter.metrics}
+    assert srcc["SRCC gaussian_blur"] > 0.8 and set(srcc) == {"SRCC all", *(f"SRCC {name}" for name in DISTORTIONS)}
+
+
+def test_kept_ladders_change_nothing(photos: Path) -> None:
+    scores = []
+    for name in ("kept", "again"):
+        run = recipe(photos, data__variants=1, output=str(photos.parent / name), train__steps=4)
+        finetune(run, quiet=True)
+        scores.append(load_adapter(run.folder / "scorer").tensors)
+    kept = list((photos.parent / "kept" / "ladders").rglob("*.safetensors"))
+    assert 0 < len(kept) <= 3
+    plain = ScoreObjective.of(run).data(run)[0]
+    plain.kept = None  # type: ignore[attr-defined]
+    for index in range(3):
+        from_disk = ScoreObjective.of(run).data(run)[0][(5, index)]["images"]
+        assert torch.equal(plain[(5, index)]["images"], from_disk)
+    assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
+
+
+def test_a_network_makes_ladders(photos: Path) -> None:
+    run = recipe(photos, scorer__networks=["shipped:demo_denoiser"], scorer__network_share=1.0)
+    images = ScoreObjective.of(run).data(run)[0][(0, 0)]["images"]
+    errors = [(image - images[0]).square().mean() for image in images[1:]]
+    assert images.shape == (4, 3, 64, 64) and errors == sorted(errors) and errors[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        ({"scorer__distortions": ["fog"]}, "distortions"),
+        ({"scorer__distortions": []}, "distortions"),
+        ({"backbone": {"arch": "NAFNet"}}, "backbone is given"),
+        ({"objective": "restore"}, "backbone is not given"),
+        ({"data__degradation": {"noise": {}}}, "makes its own pictures"),
+        ({"scorer__steps": 1}, "steps"),
+    ],
+)
+def test_recipes_that_do_not_go_together_are_refused(photos: Path, change: dict[str, Any], came: str) -> None:
+    with pytest.raises(RecipeError, match=came):
+        recipe(photos, **change)
+
+
+def test_an_unknown_trunk_is_refused(photos: Path) -> None:
+    with pytest.raises(RefineWrapError, match="timm cannot build resnet9999"):
+        finetune(recipe(photos, scorer__trunk="resnet9999"), quiet=True)
+
+
+def test_tiles_cover_an_image_once() -> None:
+    image = torch.arange(3 * 70 * 131, dtype=torch.float64).view(1, 3, 70, 131)
+    parts = list(tiles(image, 64))
+    assert sum(part[0, 0].numel() for part in parts) == 70 * 131
+    assert sum(part.sum() for part in parts) == image.sum()
+    assert max(max(part.shape[-2:]) for part in parts) <= 64
+
+
+def test_a_large_image_scores_as_the_mean_of_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    scorer = LearnedScorer("tiny", "resnet10t", TINY)
+    image = torch.rand(1, 3, 64, 128)
+    halves = torch.stack([scorer.logits(part) for part in image.chunk(2, dim=-1)])
+    monkeypatch.setattr("refine_wrap.scorers.learned.TILE", 64)
+    assert torch.allclose(scorer.logits(image), halves.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (33, 31), (96, 97)])
+def test_any_size_and_batches(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    scorer = LearnedScorer("tiny", "resnet10t", TINY).requires_grad_(False)
+    images = torch.rand(2, 3, *size, requires_grad=True)
+    scores = scorer(images)
+    assert scores.shape == (2,) and bool(((scores > 0) & (scores < 1)).all())
+    assert torch.allclose(scores, torch.cat([scorer(image[None]) for image in images]), atol=1e-6)
+    scores.sum().backward()
+    assert images.grad is not None and bool(images.grad.abs().sum() > 0)
+
+
+@pytest.mark.parametrize("name", ["ranker", "gauge"])
+def test_a_shipped_recipe_trains_from_the_command_line(photos: Path, name: str) -> None:
+    words = [f"data.train.gt={photos}", f"data.validation.gt={photos}", "data.validation.limit=1", "scorer.shrink=1"]
+    words += ["train.steps=20", "train.batch_size=1", "data.variants=1", "train.log_every=1", "data.crop=64"]
+    trunk = {
+        "ranker": "scorer.options={channels: [8, 8, 8, 8], stem_width: 8}",
+        "gauge": "scorer.trunk=mobilenetv3_small_050",
+    }
+    output = photos.parent / "run"
+    result = CliRunner().invoke(app, ["finetune", name, *words, trunk[name], f"output={output}"])
+    assert result.exit_code == 0, result.output
+    adapter = load_adapter(output / "scorer")
+    assert adapter.recipe is not None and adapter.recipe["train"]["steps"] == 20
+    scores = load_scorer(output / "scorer")(torch.rand(2, 3, 40, 40))
+    assert scores.shape == (2,) and bool(torch.isfinite(scores).all())
