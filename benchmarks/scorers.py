@@ -32,7 +32,7 @@ from refine_wrap.folder import list_images, pair_by_name
 from refine_wrap.scorers import Scorer, load_scorer
 from refine_wrap.training.data import as_float, as_tensor
 
-SIDE, SQUARE = 192, 1024
+SIDE, SQUARE = 256, 1024
 STRENGTHS = (0.07, 0.22, 0.4, 0.58, 0.77, 0.95)
 METRICS = ("SSIM", "FSIM", "GMSD", "VIF", "NLPD")
 HOLDS_OUT = {"ranker": 0, "gauge": 2}
@@ -53,21 +53,21 @@ def main() -> None:
     if options.split is not None:
         split(options.shared, options.split)
         return
-    scorers = {name: load_scorer(name) for name in options.scorer}
+    scorers = {scorer.name: scorer for scorer in map(load_scorer, options.scorer)}
     crops = [
         crop(path) for path in spread(list_images(options.photos or options.shared / "data/photos"), options.limit)
     ]
     results: dict[str, Any] = {"photos": len(crops), "side": SIDE, "scorers": {}}
-    pairs = spread(
-        pair_by_name(*[options.shared / "data/paired/polyu"] * 2, "{name}_mean", "{name}_real"), options.pairs
-    )
+    polyu_folder = options.shared / "data/paired/polyu"
+    found = pair_by_name(polyu_folder, polyu_folder, gt_pattern="{name}_mean", lq_pattern="{name}_real")
+    pairs = spread(found, options.pairs)
     smooth = Smooth(options.shared)
     tables = {name: measure(scorer, crops) for name, scorer in scorers.items()}
     for name, figures in polyu(scorers, pairs, smooth).items():
         results["scorers"][name] = {**scorers[name].about(), **tables[name], "polyu": figures}
     for name, found in results["scorers"].items():
         print(name, found)
-    write("scorers_" + "_".join(name.replace(":", "_").replace("/", "_") for name in scorers), results)
+    write("scorers_" + "_".join(name.replace(":", "_") for name in scorers), results)
 
 
 def split(shared: Path, place: Path) -> None:

@@ -111,11 +111,7 @@ def recipe_from_basicsr(path: str | Path, objective: Literal["refine", "restore"
             names file, line and key.
     """
     path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}", "a YAML file in UTF-8") from None
-    tree, places = read_tree(text, str(path), "name: ..., network_g: {type: ...}, datasets: ...")
+    tree, places = read_tree(path, "options file", "name: ..., network_g: {type: ...}, datasets: ...")
     options = _Options(tree, places)
     if not isinstance(options.get("datasets.train"), dict) or not isinstance(options.get("train"), dict):
         raise options.refuse(

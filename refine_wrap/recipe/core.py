@@ -128,12 +128,7 @@ class Recipe(Section):
             RecipeError: no such recipe, not YAML, unknown or repeated keys, values of the wrong type or out of range.
                 It names file and line, or the override.
         """
-        path = recipe_path(source)
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} cannot be read: {error}", "a YAML file in UTF-8") from None
-        tree, places = read_tree(text, str(path))
+        tree, places = read_tree(recipe_path(source))
         for override in overrides:
             apply_override(tree, places, override)
         return cls._from_tree(tree, places)

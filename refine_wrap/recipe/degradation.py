@@ -56,11 +56,7 @@ def load_degradation(words: Sequence[str]) -> Degradation:
 
 def _source(name: str) -> tuple[dict[str, Any], Places]:
     path = recipe_path(name)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}", "a YAML or JSON file in UTF-8") from None
-    tree, written = read_tree(text, str(path))
+    tree, written = read_tree(path, "degradation, and no recipe", "noise: ..., jpeg: ..., or a recipe")
     if "data" not in tree:
         return tree, Places(str(path), {(*_PLACE, *key): line for key, line in written.lines.items()})
     degradation = Recipe.load(path).data.degradation

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -81,16 +82,25 @@ _MOST_NODES = 20_000
 """A recipe has some hundred; aliases of aliases can stand for billions."""
 
 
-def read_tree(text: str, file: str, example: str = "version: 1, name: ..., objective: ...") -> tuple[Any, Places]:
-    """The plain data of a YAML text, a mapping, and the line of each key.
+def read_tree(
+    path: Path, what: str = "recipe", example: str = "version: 1, name: ..., objective: ..."
+) -> tuple[Any, Places]:
+    """The plain data of a YAML file, a mapping, and the line of each key.
+
+    Args:
+        what, example: what refusals call such a file, and what they say stands in one.
 
     Raises:
-        RecipeError: it is not YAML, no mapping, a key is given twice, or a value has a tag of its own.
+        RecipeError: it cannot be read, is not YAML, no mapping, a key is given twice, or a value has a tag of its own.
     """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}", "a YAML file in UTF-8") from None
+    file = str(path)
     places = Places(file)
     node = _compose(text, file)
     if not isinstance(node, yaml.MappingNode):
-        what = "recipe" if example.startswith("version") else "options file"
         raise RecipeError(f"{file}:1: this is no {what}", f"keys and values: {example}")
     tree = _Builder(file, places.lines).build(node, ())
     return tree, places
