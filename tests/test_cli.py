@@ -200,6 +200,17 @@ def _refine_wrap(*arguments: object, **options: object) -> subprocess.Popen[str]
     )
 
 
+def test_compare_keeps_a_page_that_exists(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / name / "x.png", Picture(np.zeros((8, 8, 3), np.uint8)))
+    call = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "page.html")]
+    (tmp_path / "page.html").write_text("mine")
+    assert CliRunner().invoke(app, call).exit_code == 1
+    assert (tmp_path / "page.html").read_text() == "mine"
+    assert CliRunner().invoke(app, [*call, "--overwrite"]).exit_code == 0
+    assert (tmp_path / "page.html").read_text() != "mine"
+
+
 def test_help_tells_the_defaults() -> None:
     """Words in square brackets would be taken for markup, and vanish."""
     result = CliRunner().invoke(app, ["restore", "--help"], env={"COLUMNS": "200"})

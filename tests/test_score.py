@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 import weakref
@@ -329,12 +328,14 @@ def test_a_damaged_cache_is_set_aside_and_its_whole_lines_are_kept(
         assert score_files(tmp_path / "photos", "mean", cache=ScoreCache(place)).computed == 0
 
 
-def test_a_line_that_another_process_is_writing_is_no_damage(photos: Path, tmp_path: Path) -> None:
+def test_a_line_that_another_process_is_writing_is_no_damage(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "scores.jsonl"
     score_files(photos, "mean", cache=ScoreCache(place))
     whole = place.read_bytes()
     place.write_bytes(whole[:-20])
-    threading.Timer(0.02, lambda: place.write_bytes(whole)).start()
+    monkeypatch.setattr(time, "sleep", lambda seconds: place.write_bytes(whole))  # the other process goes on meanwhile
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert score_files(photos, "mean", cache=ScoreCache(place)).computed == 0
@@ -429,8 +430,12 @@ def test_what_cannot_be_scored_is_named_left_out_and_counted(
     paint(photos / "small.png", 3, (3, 3, 3))
     paint(photos / "small too.png", 3, (3, 3, 3))
     write_image(photos / "black.png", Picture(np.zeros((8, 9, 3), np.uint8)))
+    assert call(photos, "-s", "red", "-o", tmp_path / "t.json") == 1
+    (tmp_path / "t.json").write_text("kept")
+    assert call(photos, "-s", "red", "-o", tmp_path / "t.json") == 1
+    assert "exists" in capsys.readouterr().err and (tmp_path / "t.json").read_text() == "kept"
     for _ in range(2):  # the second time much is known already
-        assert call(photos, "-s", "red", "-s", "mean", "-o", tmp_path / "t.json") == 1
+        assert call(photos, "-s", "red", "-s", "mean", "-o", tmp_path / "t.json", "--overwrite") == 1
         said = capsys.readouterr().err
         document = json.loads((tmp_path / "t.json").read_text())
         failed = {one["file"]: one["reason"] for one in document["failed"]}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices
+from .common import Device, OtherWeights, Overwrite, Quiet, Revision, device_named, load_wrapper, notices
 
 
 def absorb(
@@ -48,7 +48,7 @@ def absorb(
         typer.Option(help="A folder for metrics and checkpoints; a run that is there is gone on with."),
     ] = None,
     device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Overwrite = False,
     revision: Revision = None,
     allow_other_weights: OtherWeights = False,
     quiet: Quiet = False,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .common import Overwrite, notices
+
 
 def compare(
     folders: Annotated[
@@ -28,10 +30,10 @@ def compare(
     ] = None,
     border: Annotated[int, typer.Option(help="Pixels left out at each side by the metrics.")] = 0,
     luma: Annotated[bool, typer.Option("--luma", help="Measure on Y instead of RGB.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write one self-contained HTML page to compare pictures."""
     from ..report import compare_page
-    from .common import notices
 
     with notices():
         page = compare_page(
@@ -44,5 +46,6 @@ def compare(
             max_side=max_side,
             border=border,
             luma=luma,
+            overwrite=overwrite,
         )
     typer.echo(str(page))

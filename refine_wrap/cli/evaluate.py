@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Device, Quiet, device_named, notices
+from .common import Device, Overwrite, Quiet, device_named, notices
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, Outputs
@@ -102,7 +102,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default=False)] = None,
     device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Evaluate candidates against a baseline: metrics, judges that are valid, checks against gamed scores."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Device, Quiet, device_named, notices
+from .common import Device, Overwrite, Quiet, device_named, notices
 
 if TYPE_CHECKING:
     from ..scorers.cache import ScoreCache
@@ -31,8 +31,7 @@ def score(
         typer.Option(
             "--out",
             "-o",
-            help="The table, .csv or .json (with statistics and histograms); replaced where it exists. "
-            "Default: CSV on the standard output.",
+            help="The table, .csv or .json (with statistics and histograms). Default: CSV on the standard output.",
             show_default=False,
         ),
     ] = None,
@@ -48,12 +47,13 @@ def score(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Score all anew and keep nothing.")] = False,
     device: Device = "auto",
     recursive: Annotated[bool, typer.Option(help="Take the folders below, too.")] = True,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Score photos without a reference; higher is better, in [0, 1]. Ended in any way, the same call goes on."""
     from contextlib import nullcontext
 
-    from ..errors import RefineWrapError
+    from ..errors import OutputError, RefineWrapError
     from ..folder import atomic_path, list_images
 
     # What is wrong with the call is said before anything is loaded.
@@ -61,6 +61,8 @@ def score(
         list_images(photo, recursive)
     if no_cache and cache is not None:
         raise RefineWrapError("--cache and --no-cache are given together", "one of them")
+    if out is not None and out.exists() and not overwrite:
+        raise OutputError(f"{out} exists", "a new name", "pass --overwrite to replace it")
     with notices():
         from ..scorers.cache import ScoreCache
         from ..scorers.table import check_table_name

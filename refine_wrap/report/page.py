@@ -64,7 +64,7 @@ def page_path(out: PathLike, overwrite: bool) -> Path:
     if page.suffix.lower() not in {".html", ".htm"}:
         raise DataError(f"The page cannot be called {page.name!r}.", "a name that ends in .html")
     if page.exists() and not overwrite:
-        raise OutputError(f"{page} exists already.", "a new name", "Overwrite it, or choose another name.")
+        raise OutputError(f"{page} exists already.", "a new name", "pass overwrite (--overwrite) to replace it")
     return page
 
 
