@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from refine_wrap import Picture, Recipe, RefineWrapError, read_image, write_image
+from refine_wrap import Picture, Recipe, RefineWrapError, load_backbone, read_image, write_image
 from refine_wrap.cli.main import app
 from refine_wrap.degradation.ladders import DISTORTIONS, ladder
 from refine_wrap.errors import RecipeError
@@ -115,6 +115,18 @@ def test_a_network_makes_ladders(photos: Path) -> None:
     images = ScoreObjective.of(run).data(run)[0][(0, 0)]["images"]
     errors = [(image - images[0]).square().mean() for image in images[1:]]
     assert images.shape == (4, 3, 64, 64) and errors == sorted(errors) and errors[0] > 0
+
+
+def test_other_weights_of_one_name_make_other_ladders(photos: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "network.safetensors"
+    run = recipe(photos, scorer__networks=[str(weights)], data__variants=1)
+    keys = []
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        options = {"width": 4, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]}
+        load_backbone("NAFNet", options=options).save_published(weights)
+        keys.append(ScoreObjective.of(run).data(run)[0]._key(0, 0, 0))  # type: ignore[attr-defined]
+    assert keys[0] != keys[1] and keys[1] == keys[2]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class ScoreData(ImageData):
         self.names = tuple(name for name in choice.distortions or DISTORTIONS)
         self.networks: dict[str, Backbone] = {}
         self.digests: dict[int, str] = {}
+        self.settings: list[Any] | None = None
 
     def sample(self, row: int, variant: int, index: int) -> dict[str, Tensor]:
         if self.kept is None:
@@ -69,8 +70,12 @@ class ScoreData(ImageData):
         """SHA-256 of all that a ladder follows from."""
         if row not in self.digests:
             self.digests[row] = digest(self.store.rows[row][0])
-        facts = [FORMAT, self.digests[row], variant, index, self.seed, self.crop, self.flips, self.rotations]
-        text = json.dumps([*facts, self.choice.model_dump(mode="json", exclude={"trunk", "options"})], sort_keys=True)
+        if self.settings is None:
+            # A network by its weights: another file of the same name makes other ladders.
+            networks = [self.network(weights).weights_hash() for weights in self.choice.networks]
+            choice = self.choice.model_dump(mode="json", exclude={"trunk", "options", "networks"})
+            self.settings = [FORMAT, self.seed, self.crop, self.flips, self.rotations, choice, networks]
+        text = json.dumps([self.settings, self.digests[row], variant, index], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -98,11 +103,15 @@ class ScoreData(ImageData):
         """The distorted versions of a crop, each (c, c, 3)."""
         if not name.startswith(NETWORK):
             return ladder(base, name, strengths, rng)
-        weights = name.removeprefix(NETWORK)
+        network = self.network(name.removeprefix(NETWORK))
+        seed = int(rng.integers(0, 2**63))
+        return [through(network, base, strength, np.random.default_rng(seed)) for strength in strengths]
+
+    def network(self, weights: str) -> Backbone:
+        """One of the recipe's networks, loaded when it is first asked for."""
         if weights not in self.networks:
             self.networks[weights] = load_backbone(weights)
-        seed = int(rng.integers(0, 2**63))
-        return [through(self.networks[weights], base, strength, np.random.default_rng(seed)) for strength in strengths]
+        return self.networks[weights]
 
     def photo_crop(self, row: int, rng: np.random.Generator) -> Array:
         """A square of a photo that was made smaller by a drawn factor; one without structure is drawn again."""
