@@ -32,7 +32,7 @@ BROKEN_RUN = "these come from a broken run; use another"
 
 TENSORS, DOCUMENT, CARD, BACKBONE = "adapter.safetensors", "adapter.json", "README.md", "backbone.safetensors"
 LOCK_SECONDS = 60.0
-READ_ATTEMPTS = 5
+READ_ATTEMPTS = 8
 
 
 def save_adapter(
@@ -223,7 +223,7 @@ def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes, str | None]:
     """`adapter.json`, the bytes of the tensors, and how these two differ (None: they do not)."""
     for attempt in range(READ_ATTEMPTS):
         if attempt:
-            time.sleep(0.05)  # another process may be between its two replacements
+            time.sleep(0.05 * attempt)  # another process may be between its two replacements
         document = read_document(folder / DOCUMENT)
         content = _read(folder / TENSORS)
         problem = difference(TENSORS, len(content), hashlib.sha256(content).hexdigest(), document)
