@@ -27,10 +27,11 @@ from scipy.stats import spearmanr
 
 from refine_wrap import load_backbone, read_image
 from refine_wrap.degradation.ladders import DISTORTIONS, ladder, rounded
+from refine_wrap.degradation.synthetic import as_float
 from refine_wrap.evaluation import full_reference
 from refine_wrap.folder import list_images, pair_by_name
 from refine_wrap.scorers import Scorer, load_scorer
-from refine_wrap.training.data import as_float, as_tensor
+from refine_wrap.training.data import as_tensor
 
 SIDE, SQUARE = 256, 1024
 STRENGTHS = (0.07, 0.22, 0.4, 0.58, 0.77, 0.95)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import RefineWrapError
 from .settings import Jpeg, Noise
-from .synthetic import add_noise, compress, filtered, gaussian_kernel, streak_kernel, to_8bit
+from .synthetic import add_noise, as_float, compress, filtered, gaussian_kernel, streak_kernel, to_8bit
 
 Array = npt.NDArray[Any]
 Distortion = Callable[[Array, float, np.random.Generator], Array]
@@ -46,7 +46,7 @@ def ladder(image: Array, name: str, strengths: Sequence[float], rng: np.random.G
 
 def rounded(image: Array) -> Array:
     """To the nearest of 256 levels, float32 in [0, 1]."""
-    return to_8bit(image).astype(np.float32) / np.float32(255)
+    return as_float(to_8bit(image))
 
 
 def between(low: float, high: float, strength: float) -> float:
@@ -250,11 +250,6 @@ DISTORTIONS: dict[str, Distortion] = {
     "mixture": mixture,
 }
 """Every distortion by name."""
-
-
-def as_float(image: npt.NDArray[np.uint8]) -> Array:
-    """8 bits to [0, 1]."""
-    return image.astype(np.float32) / np.float32(255)
 
 
 def _both(value: float) -> list[float]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..degradation import Degradation, degrade
+from ..degradation.synthetic import as_float
 from ..errors import DataError, ImageError, RefineWrapError
 from ..images import read_image
 from .sources import Item, images, open_item, pairs
@@ -334,12 +335,6 @@ def mirrored(image: Array, height: int, width: int) -> Array:
     """
     down, right = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
     return np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric") if down or right else image
-
-
-def as_float(image: Array) -> npt.NDArray[np.float32]:
-    """(H, W, 1 or 3) integers to (H, W, 3) float32 in [0, 1]."""
-    scaled = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
 
 
 def as_tensor(image: Array) -> Tensor:

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..backbone.checkpoint import tensors_digest
+from ..degradation.synthetic import as_float
 from ..errors import DataError, OutputError, RefineWrapError, TrainingError
 from ..evaluation import Protocol
 from ..recipe import TrainChoice
 from ..wrapper import RefineWrapper
 from .checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from .data import ImageData, ImageStore, StepBatches, as_float, as_tensor, loader, mirrored
+from .data import ImageData, ImageStore, StepBatches, as_tensor, loader, mirrored
 from .lora import add_lora, lora_weights, merged
 from .monitor import Monitor
 from .sources import Item, images

@@ -17,11 +17,11 @@ from torch.nn import functional
 from ..backbone import Backbone, load_backbone
 from ..degradation.ladders import DISTORTIONS, between, gaussian_blur, ladder, rounded
 from ..degradation.settings import Noise
-from ..degradation.synthetic import add_noise
+from ..degradation.synthetic import add_noise, as_float
 from ..scorers.learned import LearnedScorer
-from .data import ImageData, ImageStore, as_float, as_tensor, mirrored, rows, validation_rows
+from .data import ImageData, ImageStore, as_tensor, mirrored, rows, validation_rows
 from .frozen import OutputStore
-from .objectives import Objective, without_places
+from .objectives import Objective
 from .sources import digest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ScoreData(ImageData):
     def __init__(self, store: ImageStore, choice: ScorerChoice, kept: OutputStore | None = None, **options: Any):
         super().__init__(store, **options)
         self.choice, self.kept = choice, kept
-        self.names = tuple(name for name in choice.distortions or DISTORTIONS)
+        self.names = tuple(choice.distortions or DISTORTIONS)
         self.networks: dict[str, Backbone] = {}
         self.digests: dict[int, str] = {}
         self.settings: list[Any] | None = None
@@ -60,11 +60,12 @@ class ScoreData(ImageData):
         if self.kept is None:
             return super().sample(row, variant, index)
         name = self._key(row, variant, index)
-        if not self.kept.has(name):
-            made = super().sample(row, variant, index)
-            self.kept.put(name, {**made, "images": (made["images"] * 255).round().to(torch.uint8)})
-        kept = dict(self.kept.get(name))
-        return {**kept, "images": kept["images"].float() / 255}
+        if self.kept.has(name):
+            kept = self.kept.get(name)
+            return {**kept, "images": kept["images"].float() / 255}
+        made = super().sample(row, variant, index)
+        self.kept.put(name, {**made, "images": (made["images"] * 255).round().to(torch.uint8)})
+        return made
 
     def _key(self, row: int, variant: int, index: int) -> str:
         """SHA-256 of all that a ladder follows from."""
@@ -256,7 +257,7 @@ class ScoreObjective(Objective):
             kind="scorer",
             config={"scorer": "learned", **self.scorer.config},
             tensors=dict(self.scorer.state_dict()),
-            recipe=without_places(recipe.to_dict()),
+            recipe=recipe.to_dict(),
             metrics=metrics,
             data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
             licence=recipe.licence,
