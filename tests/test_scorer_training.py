@@ -20,7 +20,7 @@ from refine_wrap.resources import weights_dir
 from refine_wrap.scorers import load_scorer
 from refine_wrap.scorers.learned import LearnedScorer, tiles
 from refine_wrap.training import finetune
-from refine_wrap.training.score import ScoreObjective, apart, by_target, in_ladder
+from refine_wrap.training.score import ScoreObjective, by_target, in_order, ordered
 
 TINY = {"channels": [8, 8, 8, 8], "stem_width": 8}
 
@@ -43,7 +43,13 @@ def recipe(photos: Path, **more: Any) -> Recipe:
         "version": 1,
         "name": "tiny",
         "objective": "score",
-        "scorer": {"trunk": "resnet10t", "options": TINY, "steps": 3, "distortions": ["gaussian_blur", "jpeg"]},
+        "scorer": {
+            "trunk": "resnet10t",
+            "options": TINY,
+            "steps": 3,
+            "distortions": ["gaussian_blur", "jpeg"],
+            "ladders": 1,
+        },
         "data": {"train": {"gt": [str(photos)]}, "validation": {"gt": [str(photos)], "limit": 1}, "crop": 64},
         "train": {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "log_every": 1, "ema": 0.0},
         "output": str(photos.parent / "run"),
@@ -73,20 +79,35 @@ def test_an_unknown_distortion_is_refused(photo: np.ndarray) -> None:
 
 
 def test_the_losses_want_the_right_order() -> None:
-    good, bad = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0]])
-    assert in_ladder(good) < in_ladder(torch.zeros(1, 3)) < in_ladder(bad)
-    assert apart(good.repeat(2, 1)) < apart(bad.repeat(2, 1))
+    good, bad = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 3.0])
+    better = torch.ones(3, 3, dtype=torch.bool).triu(1)
+    assert in_order(good, better) < in_order(torch.zeros(3), better) < in_order(bad, better)
+    assert in_order(bad, torch.zeros(3, 3, dtype=torch.bool)) == 0
     target = torch.tensor([0.9, 0.5, 0.1])
-    assert by_target(good[0], target) < by_target(bad[0], target)
+    assert by_target(good, target) < by_target(bad, target)
     # Pairs whose targets are equal say nothing.
-    assert by_target(bad[0], torch.full((3,), 0.5)) == 0
+    assert by_target(bad, torch.full((3,), 0.5)) == 0
+
+
+def test_which_pictures_are_known_to_be_better() -> None:
+    # One crop with two ladders of two steps, and one picture of another crop.
+    crop, ladder, step = torch.tensor([0, 0, 0, 0, 0, 1]), torch.tensor([0, 1, 1, 2, 2, 0]), torch.tensor([0, 1, 2] * 2)
+    step[3:] = torch.tensor([1, 2, 0])
+    shares = torch.tensor([[0.9, 0.9], [0.8, 0.8], [0.2, 0.6], [0.5, 0.7], [0.1, 0.5], [0.55, 0.35]])
+    steps, ladders, photos = (
+        set(map(tuple, found.nonzero().tolist())) for found in ordered(crop, ladder, step, shares)
+    )
+    assert steps == {(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (3, 4)}
+    # 1 against 3 and 4; 3 against 2; 2 against 4 where both metrics agree.
+    assert ladders == {(1, 3), (1, 4), (3, 2), (2, 4)}
+    assert photos == {(0, 5)} and ordered(crop, ladder, step, shares)[2].sum() == 1
 
 
 def test_a_scorer_learns_and_loads(photos: Path) -> None:
     run = recipe(photos, train__steps=40, train__batch_size=4, train__learning_rate=3e-3)
     result = finetune(run, quiet=True)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["losses"]["order"] for line in lines if line["kind"] == "train"]
+    losses = [line["losses"]["ladder"] for line in lines if line["kind"] == "train"]
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
     adapter = load_adapter(result)
     assert adapter.kind == "scorer" and adapter.backbone is None and adapter.config["scorer"] == "learned"

@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from ..errors import RefineWrapError
 from .settings import Jpeg, Noise
-from .synthetic import add_noise, as_float, compress, filtered, gaussian_kernel, streak_kernel, to_8bit
+from .synthetic import add_noise, as_float, compress, correlated, filtered, gaussian_kernel, streak_kernel, to_8bit
 
 Array = npt.NDArray[Any]
 Distortion = Callable[[Array, float, np.random.Generator], Array]
 """(H, W, 3) float32 RGB in [0, 1], strength, chance -> the same shape and type; values may leave [0, 1]."""
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Shares of red, green and blue in the luminance (ITU-R BT.601)."""
 
 
 def ladder(image: Array, name: str, strengths: Sequence[float], rng: np.random.Generator) -> list[Array]:
@@ -98,17 +100,19 @@ def gaussian_noise(image: Array, strength: float, rng: np.random.Generator) -> A
 
 
 def camera_noise(image: Array, strength: float, rng: np.random.Generator) -> Array:
-    """Shot and read noise in linear light, smeared by demosaicking, through a camera's JPEG."""
+    """Shot and read noise as demosaicking leaves it, fine in light and coarse in colour, through a camera's JPEG."""
     settings = Noise(
         kind="poisson-gaussian",
-        sigma=_both(between(1.2, 30, strength)),
+        sigma=_both(between(1.5, 36, strength)),
         shot=[0.2, 0.9],
         linear_light=bool(rng.random() < 0.7),
-        correlation=[0.3, 1.2],
         channel_spread=0.4,
     )
-    noisy = to_8bit(add_noise(image, settings, rng))
-    return as_float(compress(noisy, Jpeg(quality=[90, 98], subsampling="random"), rng))
+    noise = add_noise(image, settings, rng) - image
+    light = (noise @ LUMA)[..., None]
+    colour = correlated(noise - light, rng.uniform(0.8, 2.5)) * np.float32(rng.uniform(0.3, 1.0))
+    noisy = to_8bit(image + correlated(light, rng.uniform(0.0, 1.1)) + colour)
+    return as_float(compress(noisy, Jpeg(quality=[70, 98], subsampling="random"), rng))
 
 
 def speckle_noise(image: Array, strength: float, rng: np.random.Generator) -> Array:
@@ -189,7 +193,7 @@ def median_filtered(image: Array, strength: float, rng: np.random.Generator) -> 
 def bilateral_filtered(image: Array, strength: float, rng: np.random.Generator) -> Array:
     import cv2
 
-    return np.asarray(cv2.bilateralFilter(image, 9, between(0.02, 0.4, strength), between(1.5, 4.0, strength)))
+    return np.asarray(cv2.bilateralFilter(image, 9, between(0.04, 0.4, strength), between(1.5, 4.0, strength)))
 
 
 def edge_preserved(image: Array, strength: float, rng: np.random.Generator) -> Array:
@@ -197,7 +201,7 @@ def edge_preserved(image: Array, strength: float, rng: np.random.Generator) -> A
     import cv2
 
     flat = cv2.edgePreservingFilter(
-        to_8bit(image), flags=cv2.RECURS_FILTER, sigma_s=between(4, 60, strength), sigma_r=between(0.04, 0.6, strength)
+        to_8bit(image), flags=cv2.RECURS_FILTER, sigma_s=between(5, 60, strength), sigma_r=between(0.08, 0.6, strength)
     )
     return as_float(np.asarray(flat))
 

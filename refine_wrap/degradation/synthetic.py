@@ -138,14 +138,14 @@ def add_noise(image: Array, settings: Noise, rng: np.random.Generator, drawn: Dr
         return image
     if settings.kind == "gaussian":
         noise = _normal(rng, (*image.shape[:2], channels)) * np.float32(sigma)
-        return image + _correlate(noise, correlation) * gains
+        return image + correlated(noise, correlation) * gains
     if not settings.linear_light:
-        return image + _correlate(_sensor(image, sigma, shot, channels, rng), correlation) * gains
+        return image + correlated(_sensor(image, sigma, shot, channels, rng), correlation) * gains
     # The curve's slope at mid-grey makes sigma mean the same in both spaces.
     slope = float(_to_linear(np.float32(0.505)) - _to_linear(np.float32(0.495))) / 0.01
     light = _to_linear(image)
     middle = float(_to_linear(np.float32(0.5)))
-    noise = _correlate(_sensor(light, sigma * slope, shot, channels, rng, middle), correlation) * gains
+    noise = correlated(_sensor(light, sigma * slope, shot, channels, rng, middle), correlation) * gains
     return _to_srgb(light + noise)
 
 
@@ -170,7 +170,7 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def _correlate(noise: Array, sigma: float) -> Array:
+def correlated(noise: Array, sigma: float) -> Array:
     """Blur noise and scale it back to the standard deviation that it had."""
     kernel = gaussian_kernel(sigma, sigma, 0.0)
     if kernel.size == 1:

@@ -83,15 +83,26 @@ class ScorerChoice(Section):
     options: dict[str, Any] = {}
     """Arguments of that model."""
     supervision: Literal["order", "reference"] = "order"
-    """order: a better step must score higher. reference: as full-reference metrics against the pristine crop say."""
+    """order: the better of two must score higher: the better step of a ladder, and of two ladders the one that all
+    `metrics` agree on. reference: the score is what `metrics` say."""
+    metrics: Annotated[list[Literal["SSIM", "FSIM", "VIF", "GMSD", "NLPD"]], Field(min_length=1)] = [
+        "SSIM",
+        "FSIM",
+        "VIF",
+        "GMSD",
+        "NLPD",
+    ]
+    """Full-reference metrics that compare a crop's versions with the pristine crop."""
     distortions: Annotated[list[str] | None, AfterValidator(_distortions)] = None
     """Which distortions the ladders are made of; null: all."""
+    ladders: Annotated[int, Field(ge=1, le=8)] = 2
+    """Ladders that are made of one crop."""
     steps: Annotated[int, Field(ge=2, le=16)] = 4
     """Distorted versions in a ladder, besides the crop itself."""
     shrink: Annotated[float, Field(ge=1, le=16)] = 3.0
     """Photos are made up to so many times smaller before a crop is taken, as far as they are large enough."""
-    soft: Share = 0.3
-    """Share of the ladders that start from a slightly soft picture."""
+    soft: Share = 0.5
+    """Share of the crops that are as a camera's full resolution is: a little soft, most of them through its JPEG."""
     networks: list[FilePath] = []
     """Restoration networks (as backbone.weights) whose outputs make ladders too: denoised, or upscaled again."""
     network_share: Share = 0.1

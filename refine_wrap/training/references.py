@@ -1,6 +1,8 @@
-"""What full-reference metrics say of distorted crops, on one scale: the pseudo-labels of supervision `reference`."""
+"""What full-reference metrics say of distorted crops, on one scale: the pseudo-labels of a scorer's training."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,28 +22,34 @@ DECILES = {
 metric's value counts as the share of those that are worse."""
 
 
-def targets(images: Tensor, pristine: Tensor) -> Tensor:
-    """The quality of some versions of a crop, (N,) float32 in [0, 1]: the mean share over the metrics.
+def shares(images: Tensor, pristine: Tensor, metrics: Sequence[str]) -> Tensor:
+    """The quality of some versions of a crop by each metric, (N, metrics) float32 in [0, 1].
 
     Args:
         images: (N, 3, c, c), RGB in [0, 1].
         pristine: (1, 3, c, c), what all of them were made from.
+        metrics: names in `DECILES`.
 
     Raises:
         ImageError: no metric is defined for this crop.
     """
     truth = pristine.expand_as(images)
-    shares = []
-    for name, deciles in DECILES.items():
+    found, undefined = {}, []
+    for name in metrics:
         try:
             values = full_reference(name)(images, truth).numpy()
         except ImageError as error:
-            # VIF and FSIM are not defined where the pristine crop is flat; the others judge alone.
             refusal = error
+            undefined.append(name)
             continue
+        if name == "VIF":
+            values = np.minimum(values, 1 / np.maximum(values, 1e-6))  # above 1: over-sharpened, as far from the photo
+        deciles = DECILES[name]
         rising = deciles if deciles[0] < deciles[-1] else deciles[::-1]
         share = np.interp(values, rising, np.linspace(0, 1, len(rising)))
-        shares.append(share if rising is deciles else 1 - share)
-    if not shares:
+        found[name] = share if rising is deciles else 1 - share
+    if not found:
         raise refusal
-    return torch.from_numpy(np.mean(shares, axis=0).astype(np.float32))
+    # VIF and FSIM are not defined where the pristine crop is flat; the others stand in for them.
+    found |= dict.fromkeys(undefined, np.mean(list(found.values()), axis=0))
+    return torch.from_numpy(np.stack([found[name] for name in metrics], axis=1).astype(np.float32))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbone import Backbone, load_backbone
-from ..degradation.ladders import DISTORTIONS, between, gaussian_blur, ladder, rounded
-from ..degradation.settings import Noise
-from ..degradation.synthetic import add_noise, as_float
+from ..degradation.ladders import DISTORTIONS, between, camera_noise, ladder, rounded
+from ..degradation.settings import Jpeg
+from ..degradation.synthetic import as_float, compress, filtered, gaussian_kernel, to_8bit
 from ..scorers.learned import LearnedScorer
 from .data import ImageData, ImageStore, as_tensor, mirrored, rows, validation_rows
 from .frozen import OutputStore
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe, ScorerChoice
 
 Array = npt.NDArray[Any]
-FORMAT = 1
+FORMAT = 2
 """Version of the ladders that are kept; part of every key."""
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a crop is drawn again while its standard deviation is below this: blur does not show on a plain wall."""
@@ -37,9 +37,10 @@ NETWORK = "network:"
 
 
 class ScoreData(ImageData):
-    """Ladders: `images` (N + 1, 3, c, c), a crop and its N distorted versions from good to bad, RGB in [0, 1].
+    """Ladders: `images` (M, 3, c, c), a crop and then its distorted versions, ladder after ladder, RGB in [0, 1].
 
-    With supervision `reference` there is also `target` (N + 1,), what full-reference metrics say of each, in [0, 1].
+    `ladder` (M,) numbers the ladders from 1, the crop itself being 0, and `step` (M,) their steps from good to bad;
+    `shares` (M, metrics) is what full-reference metrics say of each, in [0, 1], higher is better.
 
     Args:
         store: the decoded photos.
@@ -74,31 +75,46 @@ class ScoreData(ImageData):
         if self.settings is None:
             # A network by its weights: another file of the same name makes other ladders.
             networks = [self.network(weights).weights_hash() for weights in self.choice.networks]
-            choice = self.choice.model_dump(mode="json", exclude={"trunk", "options", "networks"})
+            choice = self.choice.model_dump(mode="json", exclude={"trunk", "options", "networks", "supervision"})
             self.settings = [FORMAT, self.seed, self.crop, self.flips, self.rotations, choice, networks]
         text = json.dumps([self.settings, self.digests[row], variant, index], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        from .references import shares
+
         choice = self.choice
         pristine = self.photo_crop(row, rng)
-        base = pristine
-        if rng.random() < choice.soft:  # photos are often a little soft, and a scorer must not take that for the worst
-            base = rounded(gaussian_blur(base, float(rng.uniform(0.0, 0.35)), rng))
-        network = bool(choice.networks) and rng.random() < choice.network_share
-        names = [NETWORK + weights for weights in choice.networks] if network else self.names
-        name = str(names[int(rng.integers(len(names)))])
-        # Sometimes the whole ladder is in the light half: small differences are what is asked for in the end.
-        top = float(rng.uniform(0.35, 1.0))
-        start = float(rng.uniform(0.1, 1.0))
-        strengths = [top * (step + start) / choice.steps for step in range(choice.steps)]
-        worse = self.steps(base, name, strengths, rng)
-        images = torch.stack([as_tensor(image) for image in (base, *worse)])
-        if choice.supervision == "order":
-            return {"images": images}
-        from .references import targets
+        camera = Camera(rng) if rng.random() < choice.soft else None
+        base = pristine if camera is None else camera.softened(pristine)
+        versions, ladders, steps = [base], [0], [0]
+        for number, name in enumerate(self.drawn(rng), 1):
+            # Sometimes the whole ladder is in the light half: small differences are what is asked for in the end.
+            top = float(rng.uniform(0.35, 1.0))
+            start = float(rng.uniform(0.1, 1.0))
+            strengths = [top * (step + start) / choice.steps for step in range(choice.steps)]
+            versions += self.steps(base, name, strengths, rng)
+            ladders += [number] * choice.steps
+            steps += range(1, choice.steps + 1)
+        images = torch.stack([as_tensor(v if camera is None else camera.saved(v)) for v in versions])
+        return {
+            "images": images,
+            "ladder": torch.tensor(ladders),
+            "step": torch.tensor(steps),
+            "shares": shares(images, as_tensor(pristine)[None], choice.metrics),
+        }
 
-        return {"images": images, "target": targets(images, as_tensor(pristine)[None])}
+    def drawn(self, rng: np.random.Generator) -> list[str]:
+        """The names of a crop's ladders, no two the same while there are enough."""
+        left = list(self.names)
+        names = []
+        for _ in range(self.choice.ladders):
+            if self.choice.networks and rng.random() < self.choice.network_share:
+                names.append(NETWORK + str(rng.choice(self.choice.networks)))
+            else:
+                left = left or list(self.names)
+                names.append(left.pop(int(rng.integers(len(left)))))
+        return names
 
     def steps(self, base: Array, name: str, strengths: Sequence[float], rng: np.random.Generator) -> list[Array]:
         """The distorted versions of a crop, each (c, c, 3)."""
@@ -138,6 +154,30 @@ class ScoreData(ImageData):
         return rounded(np.ascontiguousarray(place.orient(part)))
 
 
+class Camera:
+    """What every version of a crop goes through that is to look like a camera's full resolution.
+
+    Its pixels are softer than those of a photo made smaller for the screen, and it lies in a JPEG file. A scorer that
+    has not seen that takes sensor noise for detail.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.sigma = between(0.4, 1.3, float(rng.random()))
+        self.quality = int(rng.integers(70, 98)) if rng.random() < 0.6 else None
+        self.seed = int(rng.integers(0, 2**63))
+
+    def softened(self, image: Array) -> Array:
+        """Optics and demosaicking: before anything happens to a picture."""
+        return rounded(filtered(image, gaussian_kernel(self.sigma, self.sigma, 0.0)))
+
+    def saved(self, image: Array) -> Array:
+        """The file: after everything has happened."""
+        if self.quality is None:
+            return image
+        settings = Jpeg(quality=[self.quality, self.quality], subsampling="random")
+        return as_float(compress(to_8bit(image), settings, np.random.default_rng(self.seed)))
+
+
 @torch.no_grad()
 def through(network: Backbone, image: Array, strength: float, rng: np.random.Generator) -> Array:
     """What a restoration network leaves of an image that was noisy (scale 1) or small (super-resolution).
@@ -148,8 +188,7 @@ def through(network: Backbone, image: Array, strength: float, rng: np.random.Gen
 
     height, width = image.shape[:2]
     if network.spec.scale == 1:
-        noisy = add_noise(image, Noise(sigma=[between(3, 50, strength)] * 2, correlation=[0.0, 0.8]), rng)
-        low = rounded(noisy)
+        low = rounded(camera_noise(image, strength, rng))
     else:
         factor = network.spec.scale * between(0.5, 2.0, strength)
         size = max(round(width / factor), 1), max(round(height / factor), 1)
@@ -209,12 +248,18 @@ class ScoreObjective(Objective):
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images: Tensor = batch["images"]
-        scores = self.scorer.logits(images.flatten(0, 1)).view(images.shape[:2])
-        if self.choice.supervision == "order":
-            return {"order": in_ladder(scores), "apart": apart(scores), "size": 1e-3 * scores.square().mean()}
-        return {"target": functional.smooth_l1_loss(scores.sigmoid(), batch["target"], beta=0.05) * 10} | {
-            "order": by_target(scores.flatten(), batch["target"].flatten())
-        }
+        scores = self.scorer.logits(images.flatten(0, 1))
+        shares = batch["shares"].flatten(0, 1)
+        if self.choice.supervision == "reference":
+            target = shares.mean(1)
+            return {
+                "target": 10 * functional.smooth_l1_loss(scores.sigmoid(), target, beta=0.05),
+                "order": by_target(scores, target),
+            }
+        crop = torch.arange(len(images), device=scores.device).repeat_interleave(images.shape[1])
+        pairs = ordered(crop, batch["ladder"].flatten(), batch["step"].flatten(), shares)
+        losses = {name: weight * in_order(scores, better) for (name, weight), better in zip(PAIRS, pairs, strict=True)}
+        return {**losses, "size": 1e-3 * scores.square().mean()}
 
     def networks(self) -> list[nn.Module]:
         return [self.scorer.trunk]
@@ -265,16 +310,37 @@ class ScoreObjective(Objective):
         return save_adapter(folder / self.result, adapter)
 
 
-def in_ladder(scores: Tensor) -> Tensor:
-    """Logistic loss over all pairs of one ladder, (B, N) from good to bad: the better step must score higher."""
-    differences = scores[:, :, None] - scores[:, None, :]
-    better, worse = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
-    return functional.softplus(-differences[:, better, worse]).mean()
+PAIRS = (("ladder", 1.0), ("crop", 0.5), ("photos", 0.3))
+"""The kinds of pairs that `ordered` tells apart, with their weights in the loss."""
+CLEAR = 0.05, 0.3
+"""By how much every metric must prefer one version of a crop to another one of it, and to one of another crop."""
 
 
-def apart(scores: Tensor) -> Tensor:
-    """Across pictures: no crop may score lower than another one's worst version."""
-    return 0.3 * functional.softplus(-(scores[:, :1] - scores[:, -1][None])).mean()
+def ordered(crop: Tensor, ladder: Tensor, step: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which picture is better than which, by how that is known, three times (N, N) bool; row is better than column.
+
+    Args:
+        crop, ladder, step: (N,), as in `ScoreData`.
+        shares: (N, metrics), what full-reference metrics say.
+
+    Returns:
+        pairs of one ladder, by the step; pairs of two ladders of one crop, and pairs of two crops, where all metrics
+        agree.
+    """
+    same = crop[:, None] == crop[None]
+    one = same & ((ladder[:, None] == ladder[None]) | (ladder[:, None] == 0))
+    agreed = (shares[:, None] - shares[None]).amin(-1)
+    return (
+        one & (step[:, None] < step[None]),
+        same & ~one & (ladder[None] != 0) & (agreed > CLEAR[0]),
+        ~same & (agreed > CLEAR[1]),
+    )
+
+
+def in_order(scores: Tensor, better: Tensor) -> Tensor:
+    """Logistic loss, the mean over the pairs (N, N) of which the row must score higher; 0 where there is none."""
+    losses = functional.softplus(scores[None] - scores[:, None])
+    return (losses * better).sum() / better.sum().clamp(min=1)
 
 
 def by_target(scores: Tensor, target: Tensor) -> Tensor:
