@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe, ScorerChoice
 
 Array = npt.NDArray[Any]
-FORMAT = 2
+FORMAT = 3
 """Version of the ladders that are kept; part of every key."""
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a crop is drawn again while its standard deviation is below this: blur does not show on a plain wall."""
@@ -86,7 +86,7 @@ class ScoreData(ImageData):
         choice = self.choice
         pristine = self.photo_crop(row, rng)
         camera = Camera(rng) if rng.random() < choice.soft else None
-        base = pristine if camera is None else camera.softened(pristine)
+        base = pristine if camera is None else camera.taken(pristine)
         versions, ladders, steps = [base], [0], [0]
         for number, name in enumerate(self.drawn(rng), 1):
             # Sometimes the whole ladder is in the light half: small differences are what is asked for in the end.
@@ -158,20 +158,26 @@ class Camera:
     """What every version of a crop goes through that is to look like a camera's full resolution.
 
     Its pixels are softer than those of a photo made smaller for the screen, and it lies in a JPEG file. A scorer that
-    has not seen that takes sensor noise for detail.
+    has not seen that takes sensor noise for detail, and compression's traces for something to be smoothed away.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.sigma = between(0.4, 1.3, float(rng.random()))
-        self.quality = int(rng.integers(70, 98)) if rng.random() < 0.6 else None
+        self.quality = int(rng.integers(70, 98)) if rng.random() < 0.7 else None
+        # Sensor noise was there before the file was written, a restored picture is made of the file.
+        self.file_first = rng.random() < 0.6
         self.seed = int(rng.integers(0, 2**63))
 
-    def softened(self, image: Array) -> Array:
-        """Optics and demosaicking: before anything happens to a picture."""
-        return rounded(filtered(image, gaussian_kernel(self.sigma, self.sigma, 0.0)))
+    def taken(self, image: Array) -> Array:
+        """Optics, demosaicking and perhaps the file: before anything happens to a picture."""
+        soft = rounded(filtered(image, gaussian_kernel(self.sigma, self.sigma, 0.0)))
+        return self._compressed(soft) if self.file_first else soft
 
     def saved(self, image: Array) -> Array:
-        """The file: after everything has happened."""
+        """The file, if it was not there before: after everything has happened."""
+        return image if self.file_first else self._compressed(image)
+
+    def _compressed(self, image: Array) -> Array:
         if self.quality is None:
             return image
         settings = Jpeg(quality=[self.quality, self.quality], subsampling="random")
