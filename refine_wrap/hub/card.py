@@ -103,6 +103,8 @@ def _what_it_is(record: Mapping[str, Any]) -> str:
 
 
 def _snippet(record: Mapping[str, Any], name: str) -> str:
+    if record["kind"] == "masks":
+        return f'from refine_wrap.supervision import load_mask_generator\n\ngenerator = load_mask_generator("{name}")'
     if record["kind"] != "refiner" or not record["backbone"]:
         return f'from refine_wrap.hub import load_adapter, resolve\n\nadapter = load_adapter(resolve("{name}"))'
     weights = str(_source(record["backbone"]).get("weights", ""))

@@ -17,6 +17,7 @@ from .sections import (
     ValidationFolders,
     VggLoss,
 )
+from .supervision import MasksChoice, SupervisionChoice
 from .words import explain_key
 
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "GanLoss",
     "LossChoice",
     "LpipsLoss",
+    "MasksChoice",
     "Places",
     "Recipe",
     "ScorerChoice",
     "SqueezeLoss",
+    "SupervisionChoice",
     "TrainChoice",
     "TrainFolders",
     "ValidationFolders",

@@ -33,6 +33,7 @@ from .sections import (
     TrainFolders,
     cross,
 )
+from .supervision import MasksChoice, SupervisionChoice
 from .words import explain_step, refusal
 
 
@@ -45,16 +46,21 @@ class Recipe(Section):
     """Name of the run and of what it makes: letters, digits, dot, dash, underscore."""
     description: str = ""
     """One line for people."""
-    objective: Literal["restore", "refine", "score"]
+    objective: Literal["restore", "refine", "score", "masks"]
     """restore: train the backbone. refine: keep the backbone frozen and train the refiner toward the ground truth.
-    score: train a no-reference scorer of image quality."""
+    score: train a no-reference scorer of image quality. masks: train the generator of frequency masks that mixes a
+    ground truth with its super-resolved variants."""
     backbone: BackboneChoice | None = None
     """The restoration network, for the objectives restore and refine."""
     scorer: ScorerChoice | None = None
     """The scorer, for the objective score."""
-    trainable: list[Literal["backbone", "lora", "refiner", "scorer"]] | None = None
+    supervision: SupervisionChoice | None = None
+    """Enhanced ground truth, for the objectives masks and refine; null with refine: the ground truth as it is."""
+    masks: MasksChoice | None = None
+    """The mask generator, for the objective masks."""
+    trainable: list[Literal["backbone", "lora", "refiner", "scorer", "masks"]] | None = None
     """What is trained. restore: [backbone], all of it, or [lora], small matrices beside its layers. refine: [refiner].
-    score: [scorer]. null: the first of these."""
+    score: [scorer]. masks: [masks]. null: the first of these."""
     lora: LoraChoice = LoraChoice()
     """The size and place of LoRA, for trainable: [lora]."""
     refiner: RefinerChoice = RefinerChoice()
@@ -68,7 +74,7 @@ class Recipe(Section):
     train: TrainChoice
     """The optimisation."""
     losses: LossChoice = LossChoice(l1=1.0)
-    """The losses by name and weight."""
+    """The losses by name and weight, for the objectives restore and refine."""
     validate_every: Count = 1000
     """Steps between validations; there is one at the end too."""
     save_every: Count = 1000
@@ -86,7 +92,7 @@ class Recipe(Section):
     def _agrees(self) -> Recipe:
         _check_parts(self)
         _check_trainable(self)
-        if self.objective != "score":
+        if self.objective in ("restore", "refine"):
             _check_folders(self.data)
         if self.data.degradation is not None and self.data.crop % self.data.degradation.scale:
             scale = self.data.degradation.scale
@@ -111,8 +117,10 @@ class Recipe(Section):
                     "data.variants, the number of variants of each sample to keep",
                     "set data.variants=8, for example",
                 )
-        if self.objective != "score":
-            _check_losses(self.losses.weights(), self.data.crop)
+        if self.objective in ("restore", "refine"):
+            _check_losses("losses", self.losses.weights(), self.data.crop)
+        if self.supervision is not None:
+            _check_supervision(self, self.supervision)
         return self
 
     @classmethod
@@ -179,20 +187,54 @@ class Recipe(Section):
             raise type(error)(f"{place}{error.came}", error.expected, error.next_step) from None
 
 
-_TRAINABLE = {"restore": (["backbone"], ["lora"]), "refine": (["refiner"],), "score": (["scorer"],)}
+_TRAINABLE = {
+    "restore": (["backbone"], ["lora"]),
+    "refine": (["refiner"],),
+    "score": (["scorer"],),
+    "masks": (["masks"],),
+}
+_SECTIONS = {
+    "restore": (("backbone",), ()),
+    "refine": (("backbone",), ("supervision",)),
+    "score": (("scorer",), ()),
+    "masks": (("supervision", "masks"), ()),
+}
+"""The sections that an objective must have, and may have."""
 
 
 def _check_parts(recipe: Recipe) -> None:
-    """Each objective has its own section."""
-    wanted, other = ("scorer", "backbone") if recipe.objective == "score" else ("backbone", "scorer")
-    if getattr(recipe, wanted) is None:
-        raise cross(wanted, f"{wanted} is not given", f"a section {wanted}, for the objective {recipe.objective}")
-    if getattr(recipe, other) is not None:
-        raise cross(other, f"{other} is given with objective {recipe.objective}", f"no section {other}")
+    """Each objective has its own sections."""
+    needed, allowed = _SECTIONS[recipe.objective]
+    for name in ("backbone", "scorer", "supervision", "masks"):
+        given = getattr(recipe, name) is not None
+        if name in needed and not given:
+            raise cross(name, f"{name} is not given", f"a section {name}, for the objective {recipe.objective}")
+        if given and name not in (*needed, *allowed):
+            raise cross(name, f"{name} is given with objective {recipe.objective}", f"no section {name}")
     if recipe.objective == "score" and (recipe.data.degradation is not None or recipe.data.train.lq is not None):
         raise cross(
             "data", "the objective score makes its own pictures from data.train.gt", "neither lq nor data.degradation"
         )
+    if recipe.objective == "masks" and recipe.data.train.lq is not None:
+        raise cross("data.train.lq", "the objective masks looks at ground truths alone", "no lq")
+
+
+def _check_supervision(recipe: Recipe, choice: SupervisionChoice) -> None:
+    if (choice.sr is None) == (choice.variants is None):
+        raise cross(
+            "supervision.variants",
+            "supervision.sr and supervision.variants are " + ("both given" if choice.sr else "not given"),
+            "one of the two",
+            "supervision.sr=null takes the folder of ready variants" if choice.sr else "",
+        )
+    if choice.fidelity is not None:
+        weights = choice.fidelity.weights()
+        _check_losses("supervision.fidelity", weights, recipe.data.crop)
+        if "gan" in weights:
+            raise cross("supervision.fidelity.gan", "supervision.fidelity has an adversarial loss", "losses.gan")
+    scale = 1 if recipe.data.degradation is None else recipe.data.degradation.scale
+    if recipe.objective == "masks" and scale != 1:
+        raise cross("data.degradation.scale", f"data.degradation.scale is {scale}", "1: a flawed ground truth's size")
 
 
 def _check_trainable(recipe: Recipe) -> None:
@@ -242,14 +284,14 @@ def _check_folders(data: DataChoice) -> None:
         )
 
 
-def _check_losses(weights: Mapping[str, float], crop: int) -> None:
+def _check_losses(place: str, weights: Mapping[str, float], crop: int) -> None:
     if not set(weights) - {"gan"}:
         others = ", ".join(name for name in LossChoice.model_fields if name != "gan")
         came = "no loss besides gan has a weight above 0" if weights else "no loss has a weight above 0"
-        raise cross("losses", came, f"at least one of {others}")
+        raise cross(place, came, f"at least one of {others}")
     for name in weights:
         if crop < SMALLEST_CROP.get(name, 1):
-            raise cross("data.crop", f"data.crop is {crop} with losses.{name}", f"at least {SMALLEST_CROP[name]}")
+            raise cross("data.crop", f"data.crop is {crop} with {place}.{name}", f"at least {SMALLEST_CROP[name]}")
     if "gan" in weights and crop % 8:
         raise cross("data.crop", f"data.crop is {crop} with losses.gan", "a multiple of 8, for the discriminator")
 

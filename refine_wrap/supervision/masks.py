@@ -59,6 +59,7 @@ class FrequencyMaskGenerator(nn.Module):
         levels = len(encoder_blocks)
         self.width, self.rings, self.images, self.centred = width, rings, images, centred
         self.block_counts = tuple(encoder_blocks), middle_blocks
+        self.factors = tuple(range(2, images + 1))
         self.multiple_of = 2**levels
         self.intro = nn.Conv2d(7, width, 3, padding=1)
         self.encoders = nn.ModuleList(_blocks(n, width * 2**level) for level, n in enumerate(encoder_blocks))
@@ -78,6 +79,10 @@ class FrequencyMaskGenerator(nn.Module):
 
     centres: Tensor
     spreads: Tensor
+    factors: tuple[int, ...]
+    """How many times larger each variant is to be super-resolved; an adapter tells it where it is not x2, x3, x4."""
+    scorers: tuple[str, ...] = ()
+    """Scorers that it was trained on, as an adapter records them: they do not judge what it makes."""
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""

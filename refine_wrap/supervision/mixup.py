@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ..errors import ImageError
+
+if TYPE_CHECKING:
+    from ..refiner import Strength
+    from .masks import FrequencyMaskGenerator
 
 
 def frequency_mixup(images: Tensor, masks: Tensor) -> Tensor:
@@ -31,15 +38,43 @@ def frequency_mixup(images: Tensor, masks: Tensor) -> Tensor:
             f"Images of shape {tuple(images.shape)} and masks of shape {tuple(masks.shape)}",
             "(B, N, 3, H, W) and (B, N, H, W)",
         )
-    height, width = images.shape[-2:]
-    wide = torch.float32 if images.dtype in (torch.float16, torch.bfloat16) else images.dtype
-    weights = half_spectrum(masks.to(wide))
+    return mix(images.unbind(1), masks)
+
+
+def mix(images: Iterable[Tensor], masks: Tensor) -> Tensor:
+    """`frequency_mixup` of images (B, 3, H, W) that come one after the other: one of them is in memory at a time."""
     mixed: Tensor | None = None
-    for image, weight in zip(images.unbind(1), weights.unbind(1), strict=True):
-        part = torch.fft.rfft2(image.to(wide)) * weight[:, None]
+    for image, mask in zip(images, masks.unbind(1), strict=True):
+        wide = torch.float32 if image.dtype in (torch.float16, torch.bfloat16) else image.dtype
+        part = torch.fft.rfft2(image.to(wide)) * half_spectrum(mask.to(wide))[:, None]
         mixed = part if mixed is None else mixed + part
     assert mixed is not None
-    return torch.fft.irfft2(mixed, s=(height, width)).to(images.dtype)
+    return torch.fft.irfft2(mixed, s=masks.shape[-2:]).to(image.dtype)
+
+
+def enhanced(gt: Tensor, variants: Tensor, generator: FrequencyMaskGenerator, strength: Strength = 0.3) -> Tensor:
+    """The enhanced ground truth: mixed with its variants by the masks that the generator makes of it.
+
+    Args:
+        gt: (B, 3, H, W), RGB in [0, 1], any size.
+        variants: (B, N, 3, H, W), N being the generator's `images` - 1, in its order: x2, x3, x4.
+        generator: in evaluation mode each image of a batch comes out as it does alone.
+        strength: in [0, 1], a number or a (B,) tensor: 0 keeps the ground truth, 1 asks for the most detail.
+
+    Returns:
+        (B, 3, H, W), not clamped, with gradients to all that takes them.
+
+    Raises:
+        ImageError: shapes that do not belong together, or a strength outside [0, 1].
+
+    Source: paper 1, 3.2.
+    """
+    if gt.ndim != 4 or variants.shape != (gt.shape[0], generator.images - 1, *gt.shape[1:]):
+        raise ImageError(
+            f"A ground truth of shape {tuple(gt.shape)} and variants of shape {tuple(variants.shape)}",
+            f"(B, 3, H, W) and (B, {generator.images - 1}, 3, H, W)",
+        )
+    return mix([gt, *variants.unbind(1)], generator(gt, strength))
 
 
 def half_spectrum(masks: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Any]
-"""`lq` (3, h, w) and `gt` (3, h * scale, w * scale) float32 in [0, 1], `strength` () float32, `name` str."""
+"""`lq` (3, h, w) and `gt` (3, h * scale, w * scale) float32 in [0, 1], `strength` () float32, `name` str, and `place`
+(4,), where the ground truth was cut (`Place.numbers`)."""
+Also = Callable[[Sample, Sequence[Item]], Sample]
+"""What is added to a sample, from it and its image files."""
 
 TRAINING, VALIDATION, SHUFFLE, STRENGTH = 0, 1, 2, 3  # streams of chance that never meet
 SHOWN = 5
@@ -151,9 +154,13 @@ class Place:
         image = image[:, ::-1] if self.flip else image
         return np.rot90(image, self.turns)
 
+    def numbers(self, scale: int = 1) -> Tensor:
+        """As four integers, (4,), the corner `scale` times as far: for another picture of the same place."""
+        return torch.tensor([self.top * scale, self.left * scale, int(self.flip), self.turns])
+
 
 class ImageData(Dataset[Sample]):
-    """What `PairedData` and `DegradedData` share: keys, crops, orientation.
+    """What all kinds of samples share: keys, crops, orientation.
 
     Args:
         store: the decoded images.
@@ -190,6 +197,7 @@ class ImageData(Dataset[Sample]):
         self.flips, self.rotations, self.fixed = flips and not fixed, rotations and not fixed, fixed
         self.strength, self.samples_per_image, self.seed = tuple(strength), samples_per_image, seed
         self.variants = variants
+        self.also: Also | None = None  # set where an objective needs more
         self._warn_small()
 
     def __len__(self) -> int:
@@ -208,6 +216,8 @@ class ImageData(Dataset[Sample]):
             except ImageError as error:  # its header was sound, its pixels are not: the next image takes its place
                 self.store.drop(row, error)
                 continue
+            if self.also is not None:
+                tensors = {**tensors, **self.also(tensors, self.store.rows[row])}
             name = str(self.store.rows[row][0])
             return {**tensors, "strength": self.draw_strength(epoch, index), "name": name}
         raise DataError("No training image can be read")
@@ -227,7 +237,7 @@ class ImageData(Dataset[Sample]):
         return self.make(row, np.random.default_rng((self.seed, stream, variant, index)))
 
     def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """What a sample of one image holds: `lq` (3, h, w) and `gt` (3, h * scale, w * scale)."""
+        """What a sample of one image holds, see `Sample`."""
         raise NotImplementedError
 
     def side(self, height: int, width: int) -> tuple[int, int]:
@@ -290,7 +300,19 @@ class DegradedData(ImageData):
         low = degrade(region, self.degradation, rng)
         top, left = above // scale, before // scale
         lq = as_float(low[top : top + crop[0] // scale, left : left + crop[1] // scale])
-        return {"lq": as_tensor(place.orient(lq)), "gt": as_tensor(place.orient(gt))}
+        return {"lq": as_tensor(place.orient(lq)), "gt": as_tensor(place.orient(gt)), "place": place.numbers()}
+
+
+class GroundTruthData(ImageData):
+    """Ground truth alone, with no low-quality version of it."""
+
+    def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        image = self.store.get(self.store.rows[row][0])
+        crop = self.side(image.shape[0], image.shape[1])
+        image = mirrored(image, *crop)
+        place = self.place(image.shape[0], image.shape[1], crop, rng)
+        gt = as_float(image[place.top : place.top + crop[0], place.left : place.left + crop[1]])
+        return {"gt": as_tensor(place.orient(gt)), "place": place.numbers()}
 
 
 class PairedData(ImageData):
@@ -325,7 +347,8 @@ class PairedData(ImageData):
         lq = lq[place.top : place.top + side[0], place.left : place.left + side[1]]
         top, left = place.top * scale, place.left * scale
         gt = gt[top : top + side[0] * scale, left : left + side[1] * scale]
-        return {"lq": as_tensor(place.orient(as_float(lq))), "gt": as_tensor(place.orient(as_float(gt)))}
+        tensors = {name: as_tensor(place.orient(as_float(image))) for name, image in (("lq", lq), ("gt", gt))}
+        return {**tensors, "place": place.numbers(scale)}
 
 
 def mirrored(image: Array, height: int, width: int) -> Array:
@@ -399,8 +422,9 @@ def _dataset(
     store = ImageStore(rows, int(data.cache * 1e9))
     if part.lq is not None:
         return PairedData(store, scale=scale, **options)
-    assert data.degradation is not None  # the recipe has checked it
-    return DegradedData(store, data.degradation, **options)
+    if data.degradation is not None:
+        return DegradedData(store, data.degradation, **options)
+    return GroundTruthData(store, scale=scale, **options)
 
 
 def rows(part: TrainFolders) -> list[tuple[Item, ...]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..backbone import Backbone
     from ..recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is kept; part of every key."""
 Tensors = dict[str, Tensor]
 Key = tuple[int, int]
@@ -118,8 +118,11 @@ class FrozenData(Dataset[Sample]):
         epoch, index = key
         tensors = dict(self.store.get(self.name(self.data.variant(epoch), index)))
         gt = _from_integers(tensors.pop("gt"))
-        name = str(self.data.store.rows[index % len(self.data.store.rows)][0])
-        return {**tensors, "gt": gt, "strength": self.data.draw_strength(epoch, index), "name": name}
+        files = self.data.store.rows[index % len(self.data.store.rows)]
+        sample = {**tensors, "gt": gt}
+        if self.data.also is not None:
+            sample |= self.data.also(sample, files)
+        return {**sample, "strength": self.data.draw_strength(epoch, index), "name": str(files[0])}
 
 
 def frozen_data(recipe: Recipe, backbone: Backbone, data: ImageData) -> FrozenData:
@@ -171,6 +174,7 @@ def fill(
                         f"What the backbone makes of {batch['name'][number]} is not finite", "finite values"
                     )
             one["gt"] = _as_integers(batch["gt"][number]).clone()
+            one["place"] = batch["place"][number].clone()
             if done == 0:
                 _check_room(frozen.store, len(missing), sum(value.nbytes for value in one.values()))
             frozen.store.put(frozen.name(*key), {name: value.contiguous() for name, value in one.items()})

@@ -256,6 +256,8 @@ class RefineObjective(ImageObjective):
         super().__init__(losses)
         wrapper.freeze()
         self.wrapper = wrapper
+        self.trained_on: list[str] = []
+        """Scorers that took part, which may not judge the result."""
 
     @property
     def backbone(self) -> Backbone:
@@ -293,6 +295,7 @@ class RefineObjective(ImageObjective):
         return self.wrapper.save_pretrained(
             folder / self.result,
             recipe=recipe.to_dict(),
+            scorers=self.trained_on,
             metrics=metrics,
             data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
             licence=recipe.licence,
@@ -311,6 +314,10 @@ def build_objective(recipe: Recipe) -> Objective:
         from .score import ScoreObjective
 
         return ScoreObjective.of(recipe)
+    if recipe.objective == "masks":
+        from .supervised import MasksObjective
+
+        return MasksObjective.of(recipe)
     assert recipe.backbone is not None  # the recipe has checked it
     with recipe.at("losses"):
         losses = LossSet(recipe.losses)
@@ -325,7 +332,13 @@ def build_objective(recipe: Recipe) -> Objective:
             return RestoreObjective(backbone, losses, recipe.lora.model_dump())
         except RefineWrapError as error:
             raise recipe.refuse("lora.targets", error.came, error.expected, error.next_step) from None
-    return RefineObjective(_wrap(recipe, backbone), losses)
+    wrapper = _wrap(recipe, backbone)
+    if recipe.supervision is None:
+        return RefineObjective(wrapper, losses)
+    from .supervised import EnhancedObjective
+
+    with recipe.at("supervision", "supervision.masks"):
+        return EnhancedObjective(wrapper, losses, recipe.supervision)
 
 
 def _wrap(recipe: Recipe, backbone: Backbone) -> RefineWrapper:
