@@ -128,30 +128,33 @@ class FrequencyMaskGenerator(nn.Module):
     def masks(self, coefficients: Tensor, height: int, width: int) -> Tensor:
         """What coefficients (B, images, rings) mean for images of a size, (B, images, height, width)."""
         # The radius is the same in all four quarters of the plane: one is computed, the others mirror it.
-        (down, rows), (across, columns) = (
-            self._axis(side, coefficients.device, coefficients.dtype) for side in (height, width)
-        )
+        down, across = (self._axis(side, coefficients) for side in (height, width))
         block = max(ROWS // (self.rings * len(across)), 1)
         logits = [
             torch.einsum("bir,rhw->bihw", coefficients, self._rings(torch.hypot(part[:, None], across[None])))
             for part in torch.split(down, block)
         ]
         quarter = torch.cat(logits, 2).softmax(1)
-        return quarter.index_select(2, rows).index_select(3, columns)
+        return self._mirrored(self._mirrored(quarter, 2, height), 3, width)
 
     def _rings(self, radius: Tensor) -> Tensor:
         """The radial functions, (rings, h, w)."""
         centres, spreads = (each.to(radius)[:, None, None] for each in (self.centres, self.spreads))
-        return torch.exp(-0.5 * ((radius - centres) / spreads).square())
+        narrow = math.sqrt(0.5) / spreads
+        return (radius * narrow).sub_(centres * narrow).square_().neg_().exp_()
 
-    def _axis(self, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The distinct distances from the middle along one side, and which of them each place of the side has."""
-        place = torch.arange(side, device=device)
+    def _axis(self, side: int, like: Tensor) -> Tensor:
+        """The distinct distances from the middle along one side, (side // 2 + 1,) or ((side + 1) // 2,)."""
         if self.centred:
-            distances = torch.arange(side // 2 + 1, device=device, dtype=dtype) * (2 / side)
-            return distances, (place - side // 2).abs()
-        line = torch.linspace(-1, 1, side, device=device, dtype=dtype)
-        return line[: (side + 1) // 2].abs(), torch.minimum(place, side - 1 - place)
+            return torch.arange(side // 2 + 1, device=like.device, dtype=like.dtype) * (2 / side)
+        line = torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
+        return line[: (side + 1) // 2].abs()
+
+    def _mirrored(self, part: Tensor, dim: int, side: int) -> Tensor:
+        """A side whole again, from what stands at its distinct distances."""
+        if self.centred:  # distances side // 2 to 1, then 0 and up; an even side has one frequency more below
+            return torch.cat((part.narrow(dim, 1, side // 2).flip(dim), part.narrow(dim, 0, (side + 1) // 2)), dim)
+        return torch.cat((part, part.narrow(dim, 0, side // 2).flip(dim)), dim)
 
 
 def log_spectrum(image: Tensor) -> Tensor:
