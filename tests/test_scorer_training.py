@@ -179,13 +179,15 @@ def test_tiles_cover_an_image_once() -> None:
     assert max(max(part.shape[-2:]) for part in parts) <= 64
 
 
-def test_a_large_image_scores_as_the_mean_of_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_scores_as_the_weighted_mean_of_its_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     scorer = LearnedScorer("tiny", "resnet10t", TINY)
     image = torch.rand(1, 3, 64, 128)
-    halves = torch.stack([scorer.logits(part) for part in image.chunk(2, dim=-1)])
+    maps = torch.cat([scorer._map(part) for part in image.chunk(2, dim=-1)], -1)
+    weights = torch.nn.functional.softplus(maps[:, 1])
     monkeypatch.setattr("refine_wrap.scorers.learned.TILE", 64)
-    assert torch.allclose(scorer.logits(image), halves.mean(0), atol=1e-6)
+    assert torch.allclose(scorer.logits(image), (maps[:, 0] * weights).sum((1, 2)) / weights.sum((1, 2)), atol=1e-6)
+    assert float(weights.detach().std()) > 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 40), (33, 31), (96, 97)])

@@ -23,7 +23,8 @@ FINE, LIFT = 1.5, 40.0
 
 
 class LearnedScorer(Scorer):
-    """Looks at an image and its detail through a trunk of timm; every place gets a score, and the image their mean.
+    """Looks at an image and its detail through a trunk of timm; every place gets a score and a weight, and the image
+    their weighted mean: a plain wall tells less of an image's quality than what stands before it.
 
     It is trained by recipes of objective `score`. The scale is its own: 0 to 1, by the logistic function.
 
@@ -61,7 +62,7 @@ class LearnedScorer(Scorer):
                 f"timm cannot build {trunk} with {options}: {error}", "a model of timm.list_models() and its arguments"
             ) from None
         self.trunk = model
-        self.head = nn.Conv2d(int(model.num_features), 1, 1)
+        self.head = nn.Conv2d(int(model.num_features), 2, 1)
         place = torch.arange(-4, 5, dtype=torch.float32)
         line = torch.exp(-0.5 * (place / FINE) ** 2)
         self.register_buffer("line", line / line.sum(), persistent=False)
@@ -74,15 +75,18 @@ class LearnedScorer(Scorer):
     def logits(self, image: Tensor) -> Tensor:
         """The score before the logistic function, (B, 3, H, W) -> (B,) float32: what differences are trained on."""
         image = self.checked(image).to(self.head.weight.dtype)
-        total, pixels = image.new_zeros(image.shape[0], dtype=torch.float32), 0
+        total = weight = image.new_zeros(image.shape[0], dtype=torch.float32)
         for tile in tiles(image, TILE):
-            area = tile.shape[-2] * tile.shape[-1]
-            total = total + self._map(tile).float().mean(dim=(1, 2, 3)) * area
-            pixels += area
-        return total / pixels
+            scores, weights = self._map(tile).float().unbind(1)
+            weights = functional.softplus(weights)
+            # Per pixel, so that a tile counts by its size however it is rounded to the trunk's stride.
+            area = tile.shape[-2] * tile.shape[-1] / weights[0].numel()
+            total = total + (scores * weights).sum((1, 2)) * area
+            weight = weight + weights.sum((1, 2)) * area
+        return total / weight
 
     def _map(self, image: Tensor) -> Tensor:
-        """Local scores, (B, 1, h, w)."""
+        """Local scores, and logits of their weights, (B, 2, h, w)."""
         down, right = (max(LEAST - side, 0) for side in image.shape[-2:])
         if down or right:
             image = functional.pad(image, (0, right, 0, down), mode="replicate")

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from ..recipe import Recipe, ScorerChoice
 
 Array = npt.NDArray[Any]
-FORMAT = 3
+FORMAT = 4
 """Version of the ladders that are kept; part of every key."""
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a crop is drawn again while its standard deviation is below this: blur does not show on a plain wall."""
+ENLARGED = 0.45, 1.0
+"""Shrink factors of crops that are to look like a camera's full resolution, where little changes between pixels."""
 NETWORK = "network:"
 """What the name of a ladder begins with whose steps a network has made."""
 
@@ -84,8 +86,8 @@ class ScoreData(ImageData):
         from .references import shares
 
         choice = self.choice
-        pristine = self.photo_crop(row, rng)
         camera = Camera(rng) if rng.random() < choice.soft else None
+        pristine = self.photo_crop(row, rng) if camera is None else self.photo_crop(row, rng, *ENLARGED)
         base = pristine if camera is None else camera.taken(pristine)
         versions, ladders, steps = [base], [0], [0]
         for number, name in enumerate(self.drawn(rng), 1):
@@ -130,27 +132,28 @@ class ScoreData(ImageData):
             self.networks[weights] = load_backbone(weights)
         return self.networks[weights]
 
-    def photo_crop(self, row: int, rng: np.random.Generator) -> Array:
+    def photo_crop(self, row: int, rng: np.random.Generator, least: float = 1.0, most: float | None = None) -> Array:
         """A square of a photo that was made smaller by a drawn factor; one without structure is drawn again."""
         image = self.store.get(self.store.rows[row][0])
         for _ in range(TRIES):
-            part = self._square(image, rng)
+            part = self._square(image, rng, least, most or self.choice.shrink)
             if float(part.mean(axis=2).std()) >= LEAST_CONTRAST:
                 break
         return part
 
-    def _square(self, image: Array, rng: np.random.Generator) -> Array:
+    def _square(self, image: Array, rng: np.random.Generator, least: float, most: float) -> Array:
         import cv2
 
         side = self.side(image.shape[0], image.shape[1])
-        most = min(self.choice.shrink, *(have / want for have, want in zip(image.shape, side, strict=False)))
-        factor = float(rng.uniform(1.0, max(most, 1.0)))
-        wanted = (max(round(side[0] * factor), side[0]), max(round(side[1] * factor), side[1]))
+        most = min(most, *(have / want for have, want in zip(image.shape, side, strict=False)))
+        factor = float(rng.uniform(least, max(most, least)))
+        wanted = (round(side[0] * factor), round(side[1] * factor))
         image = mirrored(image, *wanted)
         place = self.place(image.shape[0], image.shape[1], wanted, rng)
         part = as_float(image[place.top : place.top + wanted[0], place.left : place.left + wanted[1]])
         if wanted != side:
-            part = np.asarray(cv2.resize(part, (side[1], side[0]), interpolation=cv2.INTER_AREA), dtype=np.float32)
+            kernel = cv2.INTER_AREA if factor > 1 else cv2.INTER_CUBIC
+            part = np.asarray(cv2.resize(part, (side[1], side[0]), interpolation=kernel), dtype=np.float32)
         return rounded(np.ascontiguousarray(place.orient(part)))
 
 
@@ -162,7 +165,7 @@ class Camera:
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.sigma = between(0.4, 1.3, float(rng.random()))
+        self.sigma = between(0.3, 1.1, float(rng.random()))
         self.quality = int(rng.integers(70, 98)) if rng.random() < 0.7 else None
         # Sensor noise was there before the file was written, a restored picture is made of the file.
         self.file_first = rng.random() < 0.6
