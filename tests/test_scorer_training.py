@@ -84,9 +84,9 @@ def test_the_losses_want_the_right_order() -> None:
     assert in_order(good, better) < in_order(torch.zeros(3), better) < in_order(bad, better)
     assert in_order(bad, torch.zeros(3, 3, dtype=torch.bool)) == 0
     target = torch.tensor([0.9, 0.5, 0.1])
-    assert by_target(good, target) < by_target(bad, target)
-    # Pairs whose targets are equal say nothing.
-    assert by_target(bad, torch.full((3,), 0.5)) == 0
+    assert by_target(good, target, better) < by_target(bad, target, better)
+    # Pairs whose targets are equal say nothing, nor do those that are not asked for.
+    assert by_target(bad, torch.full((3,), 0.5), better) == 0 == by_target(bad, target, ~better)
 
 
 def test_which_pictures_are_known_to_be_better() -> None:

@@ -259,13 +259,15 @@ class ScoreObjective(Objective):
         images: Tensor = batch["images"]
         scores = self.scorer.logits(images.flatten(0, 1))
         shares = batch["shares"].flatten(0, 1)
+        crop = torch.arange(len(images), device=scores.device).repeat_interleave(images.shape[1])
         if self.choice.supervision == "reference":
             target = shares.mean(1)
+            # Within a crop, quality is all that differs; between crops it is hard to tell from what they show.
             return {
-                "target": 10 * functional.smooth_l1_loss(scores.sigmoid(), target, beta=0.05),
-                "order": by_target(scores, target),
+                "crop": 2.0 * by_target(scores, target, crop[:, None] == crop[None]),
+                "photos": 0.5 * by_target(scores, target, crop[:, None] != crop[None]),
+                "target": 2.0 * functional.smooth_l1_loss(scores.sigmoid(), target, beta=0.05),
             }
-        crop = torch.arange(len(images), device=scores.device).repeat_interleave(images.shape[1])
         pairs = ordered(crop, batch["ladder"].flatten(), batch["step"].flatten(), shares)
         losses = {name: weight * in_order(scores, better) for (name, weight), better in zip(PAIRS, pairs, strict=True)}
         return {**losses, "size": 1e-3 * scores.square().mean()}
@@ -310,7 +312,8 @@ class ScoreObjective(Objective):
         adapter = Adapter(
             kind="scorer",
             config={"scorer": "learned", **self.scorer.config},
-            tensors=dict(self.scorer.state_dict()),
+            # Half precision suffices for what is convolved with; norms' statistics span too wide a range for it.
+            tensors={n: t.half() if t.ndim > 1 else t for n, t in self.scorer.state_dict().items()},
             recipe=recipe.to_dict(),
             metrics=metrics,
             data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
@@ -352,9 +355,8 @@ def in_order(scores: Tensor, better: Tensor) -> Tensor:
     return (losses * better).sum() / better.sum().clamp(min=1)
 
 
-def by_target(scores: Tensor, target: Tensor) -> Tensor:
-    """Logistic loss over all pairs of a batch whose targets differ, weighted by how much."""
-    gap = target[:, None] - target[None]
-    weight = gap.clamp(min=0)
-    losses = functional.softplus(-(scores[:, None] - scores[None]))
+def by_target(scores: Tensor, target: Tensor, pairs: Tensor) -> Tensor:
+    """Logistic loss over those of the pairs (N, N) bool whose targets differ, weighted by how much."""
+    weight = (target[:, None] - target[None]).clamp(min=0) * pairs
+    losses = functional.softplus(scores[None] - scores[:, None])
     return (losses * weight).sum() / weight.sum().clamp(min=1e-6)
