@@ -47,7 +47,7 @@ def recipe(photos: Path, **more: Any) -> Recipe:
             "trunk": "resnet10t",
             "options": TINY,
             "steps": 3,
-            "distortions": ["gaussian_blur", "jpeg"],
+            "distortions": {"gaussian_blur": 1, "jpeg": 1},
             "ladders": 1,
         },
         "data": {"train": {"gt": [str(photos)]}, "validation": {"gt": [str(photos)], "limit": 1}, "crop": 64},
@@ -138,6 +138,17 @@ def test_a_network_makes_ladders(photos: Path) -> None:
     assert images.shape == (4, 3, 64, 64) and errors == sorted(errors) and errors[0] > 0
 
 
+def test_distortions_come_as_often_as_asked(photos: Path) -> None:
+    run = recipe(photos, scorer__distortions={"gaussian_blur": 3, "jpeg": 1}, scorer__ladders=1)
+    data = ScoreObjective.of(run).data(run)[0]
+    rng = np.random.default_rng(0)
+    names = [data.drawn(rng)[0] for _ in range(400)]  # type: ignore[attr-defined]
+    assert 0.68 < names.count("gaussian_blur") / len(names) < 0.82
+    run = recipe(photos, scorer__distortions={"gaussian_blur": 3, "jpeg": 1}, scorer__ladders=2)
+    data = ScoreObjective.of(run).data(run)[0]
+    assert all(set(data.drawn(rng)) == {"gaussian_blur", "jpeg"} for _ in range(20))  # type: ignore[attr-defined]
+
+
 def test_other_weights_of_one_name_make_other_ladders(photos: Path, tmp_path: Path) -> None:
     weights = tmp_path / "network.safetensors"
     run = recipe(photos, scorer__networks=[str(weights)], data__variants=1)
@@ -153,8 +164,9 @@ def test_other_weights_of_one_name_make_other_ladders(photos: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "came"),
     [
-        ({"scorer__distortions": ["fog"]}, "distortions"),
-        ({"scorer__distortions": []}, "distortions"),
+        ({"scorer__distortions": {"fog": 1}}, "distortions"),
+        ({"scorer__distortions": {}}, "distortions"),
+        ({"scorer__distortions": {"jpeg": 0}}, "distortions"),
         ({"backbone": {"arch": "NAFNet"}}, "backbone is given"),
         ({"objective": "restore"}, "backbone is not given"),
         ({"data__degradation": {"noise": {}}}, "makes its own pictures"),

@@ -67,12 +67,12 @@ class RefinerChoice(Section):
     """Pool over windows of this side in pixels, at every image size; null: over the whole image, as officially."""
 
 
-def _distortions(names: list[str] | None) -> list[str] | None:
+def _distortions(shares: dict[str, float] | None) -> dict[str, float] | None:
     from ..degradation.ladders import DISTORTIONS
 
-    if names is not None and (not names or not set(names) <= set(DISTORTIONS)):
+    if shares is not None and (not shares or not set(shares) <= set(DISTORTIONS)):
         raise PydanticCustomError("range", "are no distortions", {"expected": f"some of {', '.join(DISTORTIONS)}"})
-    return names
+    return shares
 
 
 class ScorerChoice(Section):
@@ -93,8 +93,10 @@ class ScorerChoice(Section):
         "NLPD",
     ]
     """Full-reference metrics that compare a crop's versions with the pristine crop."""
-    distortions: Annotated[list[str] | None, AfterValidator(_distortions)] = None
-    """Which distortions the ladders are made of; null: all."""
+    distortions: Annotated[dict[str, Annotated[float, Field(gt=0, le=1000)]] | None, AfterValidator(_distortions)] = (
+        None
+    )
+    """How often ladders are made of each distortion, relative to the others; null: of all alike."""
     ladders: Annotated[int, Field(ge=1, le=8)] = 2
     """Ladders that are made of one crop."""
     steps: Annotated[int, Field(ge=2, le=16)] = 4

@@ -70,7 +70,8 @@ class LearnedScorer(Scorer):
         self.eval()
 
     def raw(self, image: Tensor) -> Tensor:
-        return torch.sigmoid(self.logits(image))
+        with torch.autocast(image.device.type, enabled=False):
+            return torch.sigmoid(self.logits(image))
 
     def logits(self, image: Tensor) -> Tensor:
         """The score before the logistic function, (B, 3, H, W) -> (B,) float32: what differences are trained on."""

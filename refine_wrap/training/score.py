@@ -54,7 +54,7 @@ class ScoreData(ImageData):
     def __init__(self, store: ImageStore, choice: ScorerChoice, kept: OutputStore | None = None, **options: Any):
         super().__init__(store, **options)
         self.choice, self.kept = choice, kept
-        self.names = tuple(choice.distortions or DISTORTIONS)
+        self.often = choice.distortions or dict.fromkeys(DISTORTIONS, 1.0)
         self.networks: dict[str, Backbone] = {}
         self.digests: dict[int, str] = {}
         self.settings: list[Any] | None = None
@@ -108,15 +108,17 @@ class ScoreData(ImageData):
 
     def drawn(self, rng: np.random.Generator) -> list[str]:
         """The names of a crop's ladders, no two the same while there are enough."""
-        left = list(self.names)
-        names = []
+        left: dict[str, float] = {}
+        drawn = []
         for _ in range(self.choice.ladders):
             if self.choice.networks and rng.random() < self.choice.network_share:
-                names.append(NETWORK + str(rng.choice(self.choice.networks)))
+                drawn.append(NETWORK + str(rng.choice(self.choice.networks)))
             else:
-                left = left or list(self.names)
-                names.append(left.pop(int(rng.integers(len(left)))))
-        return names
+                left = left or dict(self.often)
+                shares = np.array(list(left.values()))
+                drawn.append(str(rng.choice(list(left), p=shares / shares.sum())))
+                del left[drawn[-1]]
+        return drawn
 
     def steps(self, base: Array, name: str, strengths: Sequence[float], rng: np.random.Generator) -> list[Array]:
         """The distorted versions of a crop, each (c, c, 3)."""
