@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import SHARED
 from torch import Tensor
 
 from refine_wrap.errors import CheckpointError, ImageError, RefineWrapError
 from refine_wrap.hub import Adapter, save_adapter
 from refine_wrap.images import read_image
 from refine_wrap.scorers import Ensemble, Scorer, load_scorer, scorer_names
+from refine_wrap.scorers.learned import LearnedScorer
 from refine_wrap.scorers.niqe import NIQE
 
 # ---------------------------------------------------------------- what can be had here
@@ -56,15 +58,31 @@ def ensemble(shared: Path) -> Scorer:
     return Ensemble([cnniqa(shared), nima(shared)], [(10.0, 90.0), (2.0, 7.0)])
 
 
-SCORERS = {"niqe": niqe, "cnniqa": cnniqa, "nima": nima, "brisque": brisque, "piqe": piqe, "ensemble": ensemble}
-DIFFERENTIABLE = {"cnniqa", "nima", "ensemble"}
+def learned(shared: Path | None = None) -> Scorer:
+    """With new weights: the contract holds for any."""
+    torch.manual_seed(0)
+    scorer = LearnedScorer("learned", "resnet10t", {"channels": [8, 8, 8, 8], "stem_width": 8}).requires_grad_(False)
+    scorer.head.weight *= 8  # so that scores differ as much as those of a trained one
+    return scorer
+
+
+SCORERS = {
+    "niqe": niqe,
+    "cnniqa": cnniqa,
+    "nima": nima,
+    "brisque": brisque,
+    "piqe": piqe,
+    "ensemble": ensemble,
+    "learned": learned,
+}
+DIFFERENTIABLE = {"cnniqa", "nima", "ensemble", "learned"}
 _made: dict[str, Scorer] = {}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.shared) for name in SCORERS])
-def scorer(request: pytest.FixtureRequest, shared: Path) -> Scorer:
+@pytest.fixture(params=[pytest.param(n, marks=[] if n == "learned" else pytest.mark.shared) for n in SCORERS])
+def scorer(request: pytest.FixtureRequest) -> Scorer:
     if request.param not in _made:
-        _made[request.param] = SCORERS[request.param](shared)
+        _made[request.param] = SCORERS[request.param](SHARED)
     return _made[request.param]
 
 
@@ -212,14 +230,14 @@ def test_moving_keeps_its_precision_and_mode(scorer: Scorer) -> None:
         scorer.to("cpu")
 
 
-def test_it_says_what_it_is(scorer: Scorer, shared: Path) -> None:
+def test_it_says_what_it_is(scorer: Scorer) -> None:
     about = json.loads(json.dumps(scorer.about()))
     assert about["name"] == scorer.name and about["scale"] == [scorer.worst, scorer.best]
     assert about["differentiable"] is scorer.differentiable
     assert scorer.licence and len(about["digest"]) == 64
     others = {other.digest() for name, other in _made.items() if other is not scorer}
     assert about["digest"] not in others
-    assert about["digest"] == SCORERS[scorer.name.split("(")[0]](shared).digest()
+    assert about["digest"] == SCORERS[scorer.name.split("(")[0]](SHARED).digest()
 
 
 # ---------------------------------------------------------------- NIQE
