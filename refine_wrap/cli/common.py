@@ -30,6 +30,10 @@ OtherWeights = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Only part I of N, counted from 0: for several processes.", show_default=False),
+]
 
 DEFAULT_ADAPTER = "shipped:demo_refiner"
 """The adapter that comes with the package, with its backbone: what `restore` uses unasked."""
@@ -72,6 +76,25 @@ def device_named(name: str) -> str:
             f"The device {name!r} cannot be used: {str(error).splitlines()[0][:120]}", "auto, cpu, cuda, cuda:N or mps"
         ) from None
     return name
+
+
+def part(shard: str | None) -> tuple[int, int]:
+    """(index, count) of I/N; all of it unless given."""
+    if shard is None:
+        return 0, 1
+    index, slash, count = shard.partition("/")
+    if not slash or not index.isdecimal() or not count.isdecimal():
+        raise RefineWrapError(f"--shard is {shard!r}", "I/N, such as 0/4 for the first of four parts")
+    return int(index), int(count)
+
+
+def tile_side(text: str) -> int | str | None:
+    """What --tile means: "auto", a side in pixels, or None for the whole image."""
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else None
+    if not text.isdecimal() or int(text) == 0:
+        raise RefineWrapError(f"--tile is {text!r}", "auto, none, or a number of pixels")
+    return int(text)
 
 
 def load_wrapper(

@@ -16,6 +16,7 @@ from .compare import compare
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
+from .enhance import enhance
 from .evaluate import evaluate
 from .finetune import finetune
 from .info import info
@@ -33,7 +34,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (restore, finetune, absorb, score, evaluate, make_flawed, info, compare, convert, push, demo, doctor):
+for verb in (
+    restore,
+    finetune,
+    absorb,
+    score,
+    evaluate,
+    make_flawed,
+    enhance,
+    info,
+    compare,
+    convert,
+    push,
+    demo,
+    doctor,
+):
     app.command()(guarded(verb))
 app.add_typer(recipe, name="recipe")
 

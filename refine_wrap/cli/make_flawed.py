@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import RefineWrapError
-from .common import Quiet, notices
+from .common import Quiet, Shard, notices, part
 
 
 def make_flawed(
@@ -47,12 +47,7 @@ def make_flawed(
         ),
     ] = 1,
     recursive: Annotated[bool, typer.Option(help="Take the folders below, too.")] = True,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N", help="Only part I of N, counted from 0: for several processes.", show_default=False
-        ),
-    ] = None,
+    shard: Shard = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Make nothing: check every file of the set against its manifest.")
     ] = False,
@@ -100,7 +95,7 @@ def make_flawed(
             grid=grid,
             downscale=downscale,
             recursive=recursive,
-            shard=(0, 1) if shard is None else _shard(shard),
+            shard=part(shard),
             on_done=on_done,
         )
     if not quiet:
@@ -122,10 +117,3 @@ def _verify(out: Path) -> int:
         typer.echo(f"{path}: {problem}", err=True)
     typer.echo(f"{found.files} files in the manifest, {len(found.problems)} problems")
     return 1 if found.problems else 0
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not slash or not index.isdecimal() or not count.isdecimal():
-        raise RefineWrapError(f"--shard is {text!r}", "I/N, such as 0/4 for the first of four parts")
-    return int(index), int(count)

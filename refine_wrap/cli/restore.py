@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices
+from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices, tile_side
 
 if TYPE_CHECKING:
     from ..wrapper import RefineWrapper
@@ -74,7 +74,7 @@ def restore(
         raise RefineWrapError(
             f"{image} is a folder and the output {out} is a file by its name", "a folder for the outputs"
         )
-    side = _tile_side(tile)
+    side = tile_side(tile)
     inputs = list_images(image, recursive, skip=out) if image.is_dir() else [image]
     jobs = plan_outputs(inputs, image, out, ext=ext, suffix=suffix)
     with notices():
@@ -82,16 +82,6 @@ def restore(
         options: dict[str, Any] = {"strength": strength, "tile": side, "halo": halo, "dtype": dtype, "bits": bits}
         _check_options(wrapper, options)
         return _run(wrapper, jobs, options, overwrite, quiet)
-
-
-def _tile_side(text: str) -> int | str | None:
-    from ..errors import RefineWrapError
-
-    if text in ("auto", "none"):
-        return "auto" if text == "auto" else None
-    if not text.isdecimal() or int(text) == 0:
-        raise RefineWrapError(f"--tile is {text!r}", "auto, none, or a number of pixels")
-    return int(text)
 
 
 def _check_options(wrapper: RefineWrapper, options: dict[str, Any]) -> None:

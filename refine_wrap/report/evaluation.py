@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 
 from ..evaluation import Evaluation
@@ -20,6 +19,7 @@ from ..evaluation.words import (
 from ..folder import PathLike, atomic_path
 from ..images import Picture
 from .gallery import Gallery
+from .html import css_class, scroll, section, text_row, text_table
 from .page import COMPLETE, count, notice, page_path, render
 
 
@@ -115,15 +115,16 @@ def _summary(evaluation: Evaluation) -> str:
     judges = judge_lines(evaluation)
     if judges:
         rows = [
-            _row(cells[:-1], void=measure.gate is not None, rest=(cells[-1], len(cells))) for measure, cells in judges
+            text_row(cells[:-1], void=measure.gate is not None, rest=(cells[-1], len(cells)))
+            for measure, cells in judges
         ]
         head = ("Judge", "Mean of ground truth", "Mean of input", "Validity")
         note = "A judge counts where it prefers the ground truth to the input on at least 70% of the pairs."
-        sections.append(_section("Judges", _table(head, rows, "Judges"), [note]))
-    rows = [_row(cells) for cells in texture_lines(evaluation)]
+        sections.append(section("Judges", text_table(head, rows, "Judges"), [note]))
+    rows = [text_row(cells) for cells in texture_lines(evaluation)]
     settings = evaluation.settings
     notes = [f"High frequency: {settings['high_frequency']}. Noise: {settings['noise']}. Medians over the images."]
-    sections.append(_section("Texture", _table(TEXTURE_HEAD, rows, "Texture"), notes))
+    sections.append(section("Texture", text_table(TEXTURE_HEAD, rows, "Texture"), notes))
     if evaluation.candidates[0].shown:
         gated = evaluation.measure(evaluation.ranked_by).gate
         by = f"{evaluation.ranked_by}{f' ({gated}, not counted)' if gated else ''}"
@@ -137,16 +138,16 @@ def _candidate(evaluation: Evaluation, place: int) -> str:
     rows = []
     for line in lines(evaluation, place):
         if line.reason is None:
-            rows.append(_row((*line.cells, line.verdict), css=line.verdict))
+            rows.append(text_row((*line.cells, line.verdict), css=line.verdict))
         else:
-            rows.append(_row(line.cells, void=True, rest=(f"not counted: {line.reason}", len(HEAD) + 1)))
+            rows.append(text_row(line.cells, void=True, rest=(f"not counted: {line.reason}", len(HEAD) + 1)))
     flagged = "".join(f"<li>{escape(text)}</li>" for text in flag_lines(candidate))
     warning = f'<ul class="notice warn flags">{flagged}</ul>' if flagged else ""
     notes = [KEY, *mean_notes(evaluation, place)]
     if candidate.trained_on:
         notes.append(f"Trained on {', '.join(candidate.trained_on)}.")
     title = f"{candidate.label} against {evaluation.baseline}"
-    return _section(title, warning + _table((*HEAD, "Verdict"), rows, title), notes)
+    return section(title, warning + text_table((*HEAD, "Verdict"), rows, title), notes)
 
 
 def _images(evaluation: Evaluation, items: dict[str, int]) -> str:
@@ -157,7 +158,7 @@ def _images(evaluation: Evaluation, items: dict[str, int]) -> str:
         f'<th scope="colgroup" colspan="{len(measures)}">{escape(label)}</th>' for label in evaluation.labels
     )
     columns = "".join(
-        f'<th scope="col"{_class("void" if void else "")}>{escape(_column(measure))}{_NOT_COUNTED if void else ""}</th>'
+        f'<th scope="col"{css_class("void" * void)}>{escape(_column(measure))}{_NOT_COUNTED if void else ""}</th>'
         for own in voids
         for measure, void in zip(measures, own, strict=True)
     )
@@ -167,7 +168,7 @@ def _images(evaluation: Evaluation, items: dict[str, int]) -> str:
         name, item = escape(image.name), items.get(image.name)
         linked = name if item is None else f'<a href="#{item + 1}">{name}</a>'
         cells = "".join(
-            f"<td{_class('void' if void else '')}>{escape(measure.in_words(seen.figures[measure.name]))}</td>"
+            f"<td{css_class('void' if void else '')}>{escape(measure.in_words(seen.figures[measure.name]))}</td>"
             for seen, own in zip(image.outputs, voids, strict=True)
             for measure, void in zip(measures, own, strict=True)
         )
@@ -175,7 +176,7 @@ def _images(evaluation: Evaluation, items: dict[str, int]) -> str:
         body += f'<tr{attributes}><th class="name" scope="row">{linked}</th>{cells}</tr>'
     table = f"<table><thead><tr>{first}{groups}</tr><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
     protocols = "; ".join(measure.protocol for measure in measures)
-    return _section("Each image", _scroll(table, "Figures of each image"), [f"{protocols}."])
+    return section("Each image", scroll(table, "Figures of each image"), [f"{protocols}."])
 
 
 def _void(evaluation: Evaluation, measure: Measure, place: int) -> bool:
@@ -206,35 +207,3 @@ def _footer(evaluation: Evaluation, gallery: Gallery) -> str:
     rules = f"Win rate: {settings['win_rate']}. Interval: {settings['interval']}. Test: {settings['test']}."
     bootstrap = f"Bootstrap: {settings['resamples']} resamples, seed {settings['seed']}."
     return " ".join([rules, bootstrap, f"Made with {made}.", *gallery.footer(), COMPLETE])
-
-
-# ---------------------------------------------------------------- HTML
-
-
-def _section(title: str, html: str, notes: Sequence[str]) -> str:
-    return (
-        f'<section class="figures"><h2>{escape(title)}</h2>{html}'
-        f'<p class="facts">{escape(" ".join(filter(None, notes)))}</p></section>'
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[str], label: str) -> str:
-    cells = "".join(f'<th scope="col"{_class("" if i else "name")}>{escape(text)}</th>' for i, text in enumerate(head))
-    return _scroll(f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>", label)
-
-
-def _row(cells: Sequence[str], *, void: bool = False, css: str = "", rest: tuple[str, int] | None = None) -> str:
-    """`rest`: a text that spans the columns from the last cell to the end of so many."""
-    first, *others = cells
-    html = f'<th class="name" scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in others)
-    if rest is not None:
-        html += f'<td class="words" colspan="{rest[1] - len(cells)}">{escape(rest[0])}</td>'
-    return f"<tr{_class('void' if void else css)}>{html}</tr>"
-
-
-def _scroll(table: str, label: str) -> str:
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{table}</div>'
-
-
-def _class(name: str) -> str:
-    return f' class="{name}"' if name else ""

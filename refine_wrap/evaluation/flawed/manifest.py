@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from ...degradation.settings import Degradation, Section
 from ...errors import DataError, OutputError
-from ...folder import PathLike, atomic_path
+from ...folder import PathLike, locked, write_text
 from ...resources import file_digest
 from .levels import Level
 
@@ -126,7 +125,7 @@ class ManifestFile:
             DataError: the set has other settings, or there are such folders and no manifest.
             OutputError: it cannot be written.
         """
-        with _locked(out):
+        with locked(out / MANIFEST, LOCK_SECONDS):
             if (out / MANIFEST).exists():
                 found = Manifest.read(out)
                 _refuse_other(out, found, wanted)
@@ -138,7 +137,7 @@ class ManifestFile:
                             "a new folder, or one that refine-wrap make-flawed has made",
                         )
                 found = wanted
-                _store(out, found)
+                write_text(out / MANIFEST, found.model_dump_json(indent=1))
         return cls(out, found.model_copy(update={"photos": {}}), dict(found.photos))
 
     def add(self, name: str, photo: SetPhoto) -> None:
@@ -150,7 +149,7 @@ class ManifestFile:
         """Write what was added. Raises OutputError."""
         if not self.fresh:
             return
-        with _locked(self.out):
+        with locked(self.out / MANIFEST, LOCK_SECONDS):
             found = Manifest.read(self.out)
             _refuse_other(self.out, found, self.settings)
             for name, photo in self.fresh.items():
@@ -161,40 +160,10 @@ class ManifestFile:
                         f"refine-wrap make-flawed --verify -o {self.out} says which files are which",
                     )
             photos = {**found.photos, **self.fresh}
-            _store(self.out, found.model_copy(update={"photos": dict(sorted(photos.items()))}))
+            found = found.model_copy(update={"photos": dict(sorted(photos.items()))})
+            write_text(self.out / MANIFEST, found.model_dump_json(indent=1))
         self.fresh = {}
         self.written = time.monotonic()
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(out / ".manifest.lock", timeout=LOCK_SECONDS)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise OutputError(
-            f"{out / MANIFEST} has been locked by another process for {LOCK_SECONDS:.0f} s",
-            "one that writes at a time",
-            "wait for the other run, then run again",
-        ) from None
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written: {error.strerror or error}", "a folder to write to", "choose another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _store(out: Path, manifest: Manifest) -> None:
-    with atomic_path(out / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=1))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _refuse_other(out: Path, found: Manifest, wanted: Manifest) -> None:
