@@ -475,46 +475,6 @@ def _is_ours(error: OSError, target: Path, temporary: Path) -> bool:
     return named is not None and (named == temporary or named in (target, *target.parents, *temporary.parents))
 
 
-@contextmanager
-def locked(path: PathLike, seconds: float = 60.0) -> Iterator[None]:
-    """Hold the lock of a file that several processes write, `.STEM.lock` beside it; its folder is made.
-
-    Raises:
-        OutputError: another process has held it for so many seconds, or the folder cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    target = Path(path)
-    lock = FileLock(target.with_name(f".{target.stem}.lock"), timeout=seconds)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise OutputError(
-            f"{target} has been locked by another process for {seconds:.0f} s",
-            "one that writes at a time",
-            "wait for the other run, then run again",
-        ) from None
-    except OSError as error:
-        raise OutputError(
-            f"{target.parent} cannot be written: {error.strerror or error}",
-            "a folder to write to",
-            "choose another folder",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def write_text(path: PathLike, text: str) -> None:
-    """Replace a file by this text in UTF-8, whole, and on the disk when this returns. Raises OutputError."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def user_cache() -> Path:
     """The folder for what only spares time and may be deleted; it may not exist yet. It honours XDG_CACHE_HOME."""
     named = os.environ.get("XDG_CACHE_HOME", "")

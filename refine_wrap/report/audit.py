@@ -24,8 +24,8 @@ from ..supervision.change import SIZES, Change
 from ..supervision.manifest import EnhancedPicture, Manifest
 from .bands import drawing, in_figures, legend, number
 from .gallery import Gallery
-from .html import css_class, scroll, section, text_row, text_table
-from .page import COMPLETE, count, notice, page_path, render
+from .html import css_class, omitted, scroll, section, text_row, text_table
+from .page import COMPLETE, count, page_path, render
 
 SHOWN = 24
 """Pictures of which the page holds the pixels, unless told otherwise."""
@@ -78,7 +78,7 @@ def audit_page(
         "facts": escape(_facts(audit)),
         "summary": _warning(audit) + _bands(audit) + _scores(audit) + _heading(audit),
         "table": _pictures(audit),
-        "left_out": _left_out(audit),
+        "left_out": omitted(audit.left_out, "picture", "is left out", "are left out"),
         "footer": escape(" ".join([_footer(audit), *audit.gallery.footer(), COMPLETE])),
     }
     html = render(title or "Enhanced ground truth", audit.gallery.data(), audit.gallery.payloads, parts)
@@ -304,15 +304,6 @@ def _pictures(audit: _Audit) -> str:
         "upwards stronger and downwards weaker than in the ground truth, at most twice and half."
     ]
     return section("Each picture", scroll(table, "Figures of each picture"), notes)
-
-
-def _left_out(audit: _Audit) -> str:
-    if not audit.left_out:
-        return ""
-    verb = "is" if len(audit.left_out) == 1 else "are"
-    summary = f'<summary class="warn">{count(len(audit.left_out), "picture")} {verb} left out</summary>'
-    lines = [f"<b>{escape(name)}</b>: {escape(why)}" for name, why in audit.left_out]
-    return f'<section class="left-out">{notice(summary, lines, " open")}</section>'
 
 
 def _footer(audit: _Audit) -> str:

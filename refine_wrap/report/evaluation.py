@@ -19,8 +19,8 @@ from ..evaluation.words import (
 from ..folder import PathLike, atomic_path
 from ..images import Picture
 from .gallery import Gallery
-from .html import css_class, scroll, section, text_row, text_table
-from .page import COMPLETE, count, notice, page_path, render
+from .html import css_class, omitted, scroll, section, text_row, text_table
+from .page import COMPLETE, count, page_path, render
 
 
 def evaluation_page(evaluation: Evaluation, out: PathLike, *, title: str | None = None, overwrite: bool = True) -> None:
@@ -46,7 +46,7 @@ def evaluation_page(evaluation: Evaluation, out: PathLike, *, title: str | None 
         "facts": escape(_facts(evaluation)),
         "summary": _summary(evaluation),
         "table": _images(evaluation, {item["image"]: number for number, item in enumerate(gallery.items)}),
-        "left_out": _left_out(evaluation),
+        "left_out": omitted(evaluation.left_out, "image", "was left out everywhere", "were left out everywhere"),
         "footer": escape(_footer(evaluation, gallery)),
     }
     html = render(title or "Evaluation", gallery.data(), gallery.payloads, parts)
@@ -190,15 +190,6 @@ _NOT_COUNTED = '<span class="quiet"> (not counted)</span>'
 
 def _column(measure: Measure) -> str:
     return f"{measure.name} ({measure.unit})" if measure.unit else measure.name
-
-
-def _left_out(evaluation: Evaluation) -> str:
-    if not evaluation.left_out:
-        return ""
-    verb = "was" if len(evaluation.left_out) == 1 else "were"
-    summary = f'<summary class="warn">{count(len(evaluation.left_out), "image")} {verb} left out everywhere</summary>'
-    found = [f"<b>{escape(name)}</b>: {escape(why)}" for name, why in evaluation.left_out]
-    return f'<section class="left-out">{notice(summary, found, " open")}</section>'
 
 
 def _footer(evaluation: Evaluation, gallery: Gallery) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from .page import count, notice
+
 
 def section(title: str, html: str, notes: Sequence[str]) -> str:
     return (
@@ -31,6 +33,16 @@ def text_row(cells: Sequence[str], *, void: bool = False, css: str = "", rest: t
 
 def scroll(table: str, label: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{table}</div>'
+
+
+def omitted(entries: Sequence[tuple[str, str]], noun: str, was: str, were: str) -> str:
+    """What is missing and why, folded: `was` or `were` follows the count of the noun. Empty without entries."""
+    if not entries:
+        return ""
+    verb = was if len(entries) == 1 else were
+    summary = f'<summary class="warn">{count(len(entries), noun)} {verb}</summary>'
+    lines = [f"<b>{escape(name)}</b>: {escape(why)}" for name, why in entries]
+    return f'<section class="left-out">{notice(summary, lines, " open")}</section>'
 
 
 def css_class(name: str) -> str:

@@ -18,6 +18,7 @@ from ..errors import DataError, ImageError, RefineWrapError
 from ..folder import IMAGE_SUFFIXES, OnDone, PathLike, Tally, list_images, plan_outputs
 from ..folder import shard as shard_of
 from ..images import read_image, write_image
+from ..manifests import is_right, source_digest
 from ..resources import file_digest, versions
 from ..tiling import is_out_of_memory
 from .change import BANDS
@@ -217,7 +218,7 @@ class _Worker:
 
     def run(self) -> bool:
         """Whether something had to be made. Raises RefineWrapError."""
-        digest = self._digest()
+        digest = source_digest(self.source, self.below)
         variants = self.enhancer.variants.digests(self.below)
         entry = self.manifest.pictures.get(self.name)
         if entry is not None and not self.overwrite:
@@ -229,7 +230,7 @@ class _Worker:
                     "the same as before",
                     "choose another output folder, or pass --overwrite to make all of it anew",
                 )
-            if self.target.is_file() and self._right(entry.output):
+            if is_right(self.target, entry.output):
                 return False
         try:
             picture, change = self.enhancer(read_image(self.source), self.below)
@@ -250,19 +251,3 @@ class _Worker:
         )
         self.manifest.add(self.name, made.judged(self.manifest.settings.min_fidelity))
         return True
-
-    def _digest(self) -> str:
-        try:
-            self.below.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"The name {self.below!r} is no UTF-8 and fits no manifest", None, "rename it") from None
-        try:
-            return file_digest(self.source)
-        except OSError as error:
-            raise ImageError(f"{self.source} cannot be read: {error.strerror or error}", None, "check it") from None
-
-    def _right(self, digest: str) -> bool:
-        try:
-            return file_digest(self.target) == digest
-        except OSError:
-            return False

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from ..degradation.settings import Section
 from ..errors import DataError
-from ..folder import PathLike, locked, write_text
+from ..folder import PathLike
+from ..manifests import locked, read_manifest, write_text
 from .change import Change
 
 MANIFEST = "manifest.json"
@@ -91,21 +90,14 @@ class Manifest(Section):
         Raises:
             DataError: there is none, it is damaged, or of something else.
         """
-        path = Path(out) / MANIFEST
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"There is no {path}", "a folder that refine-wrap enhance has made") from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}", "a manifest") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DataError(
-                f"{path} is damaged, or not of enhanced ground truths: {where} {first['msg']}",
-                "the manifest as refine-wrap enhance wrote it (format 1)",
-                "choose another output folder",
-            ) from None
+        return read_manifest(
+            cls,
+            Path(out) / MANIFEST,
+            there="a folder that refine-wrap enhance has made",
+            other=", or not of enhanced ground truths",
+            expected="the manifest as refine-wrap enhance wrote it (format 1)",
+            next_step="choose another output folder",
+        )
 
 
 @dataclass

@@ -25,13 +25,12 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..backbone.checkpoint import tensors_digest
-from ..degradation.synthetic import as_float
 from ..errors import DataError, OutputError, RefineWrapError, TrainingError
 from ..evaluation import Protocol
 from ..recipe import TrainChoice
 from ..wrapper import RefineWrapper
 from .checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from .data import ImageData, ImageStore, StepBatches, as_tensor, loader, mirrored
+from .data import GroundTruthData, ImageData, ImageStore, StepBatches, loader
 from .lora import add_lora, lora_weights, merged
 from .monitor import Monitor
 from .sources import Item, images
@@ -45,17 +44,12 @@ HELD_OUT = 8
 """Of images that are not a data set, one in so many is held out."""
 
 
-class LowQualityData(ImageData):
+class LowQualityData(GroundTruthData):
     """Low-quality images alone: `lq`, and `gt` the same."""
 
     def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        image = self.store.get(self.store.rows[row][0])
-        side = self.side(image.shape[0], image.shape[1])
-        image = mirrored(image, *side)
-        place = self.place(image.shape[0], image.shape[1], side, rng)
-        part = image[place.top : place.top + side[0], place.left : place.left + side[1]]
-        lq = as_tensor(place.orient(as_float(part)))
-        return {"lq": lq, "gt": lq}
+        sample = super().make(row, rng)
+        return {**sample, "lq": sample["gt"]}
 
 
 def absorb(

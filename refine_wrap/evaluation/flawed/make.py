@@ -39,7 +39,7 @@ from ...folder import OnDone, PathLike, Tally, atomic_path, list_images, plan_ou
 from ...folder import shard as shard_of
 from ...images import Picture, read_image, upright
 from ...images.png import write_png
-from ...resources import file_digest
+from ...manifests import is_right, source_digest
 from ..metrics import psnr
 from .levels import LEVELS
 from .manifest import FLAWED, INPUT, PRISTINE, Manifest, ManifestFile, SetImage, SetPhoto
@@ -183,7 +183,7 @@ class _Maker:
     def run(self) -> SetPhoto | None:
         """What was made; None: nothing had to be. Raises RefineWrapError."""
         entry = self.manifest.photos.get(self.name)
-        digest = self._digest()
+        digest = source_digest(self.source, self.below)
         if entry is not None:
             if (entry.source, entry.sha256) != (self.below, digest):
                 raise DataError(
@@ -191,21 +191,11 @@ class _Maker:
                     "the same photos as before",
                     "choose another output folder, or rename the photo",
                 )
-            if all(_is_right(self.out / path, right) for image in entry.images for path, right in image.files()):
+            if all(is_right(self.out / path, right) for image in entry.images for path, right in image.files()):
                 return None
         picture = self._read()
         images = [self._make(picture, digest, place, entry) for place in self._places(picture)]
         return SetPhoto(source=self.below, sha256=digest, images=images)
-
-    def _digest(self) -> str:
-        try:
-            self.below.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"The name {self.below!r} is no UTF-8 and fits no manifest", None, "rename it") from None
-        try:
-            return file_digest(self.source)
-        except OSError as error:
-            raise ImageError(f"{self.source} cannot be read: {error.strerror or error}", None, "check it") from None
 
     def _read(self) -> Picture:
         picture = read_image(self.source)
@@ -287,13 +277,6 @@ def _as_float(picture: Picture) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(picture.tensor()[0].permute(1, 2, 0).numpy())
 
 
-def _is_right(path: Path, digest: str) -> bool:
-    try:
-        return path.is_file() and file_digest(path) == digest
-    except OSError:
-        return False
-
-
 def _write(path: Path, picture: Picture, earlier: str | None, settings: Manifest) -> str:
     """Write a picture unless it is there already; its hash. `earlier`: what the hash must be."""
     buffer = io.BytesIO()
@@ -306,7 +289,7 @@ def _write(path: Path, picture: Picture, earlier: str | None, settings: Manifest
             f"the versions that the set was made with: {made_with}",
             "install these, or make the set anew in another folder",
         )
-    if not _is_right(path, digest):
+    if not is_right(path, digest):
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             file.write(buffer.getbuffer())
     return digest

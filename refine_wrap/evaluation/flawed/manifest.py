@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from ...degradation.settings import Degradation, Section
 from ...errors import DataError, OutputError
-from ...folder import PathLike, locked, write_text
+from ...folder import PathLike
+from ...manifests import locked, read_manifest, write_text
 from ...resources import file_digest
 from .levels import Level
 
@@ -77,23 +76,14 @@ class Manifest(Section):
         Raises:
             DataError: there is none, or it is damaged.
         """
-        path = Path(out) / MANIFEST
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError(
-                f"There is no {path}", "the folder of a set that refine-wrap make-flawed has made"
-            ) from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}", "a manifest") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DataError(
-                f"{path} is damaged or of another version: {where} {first['msg']}",
-                "the manifest as it was written (format 1)",
-                "get it again, or make the set anew in another folder",
-            ) from None
+        return read_manifest(
+            cls,
+            Path(out) / MANIFEST,
+            there="the folder of a set that refine-wrap make-flawed has made",
+            other=" or of another version",
+            expected="the manifest as it was written (format 1)",
+            next_step="get it again, or make the set anew in another folder",
+        )
 
     def mean_psnr(self) -> dict[str, float]:
         """Of each folder of flawed ground truths: the mean over its images, dB against the pristine photos."""
