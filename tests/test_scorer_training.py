@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from refine_wrap import Picture, Recipe, RefineWrapError, load_backbone, read_image, write_image
 from refine_wrap.cli.main import app
-from refine_wrap.degradation.ladders import DISTORTIONS, ladder
+from refine_wrap.degradation.ladders import DISTORTIONS, LUMA, between, ladder, rounded
 from refine_wrap.errors import RecipeError
 from refine_wrap.hub import load_adapter
 from refine_wrap.resources import weights_dir
 from refine_wrap.scorers import load_scorer
 from refine_wrap.scorers.learned import LearnedScorer, tiles
 from refine_wrap.training import finetune
-from refine_wrap.training.score import ScoreObjective, by_target, in_order, ordered
+from refine_wrap.training.score import ScoreData, ScoreObjective, by_target, in_order, ordered
 
 TINY = {"channels": [8, 8, 8, 8], "stem_width": 8}
 
@@ -71,6 +71,41 @@ def test_a_ladder_gets_worse_and_repeats_exactly(photo: np.ndarray, name: str) -
         assert step.shape == photo.shape and step.dtype == np.float32 and np.array_equal(step, same)
         assert step.min() >= 0 and step.max() <= 1 and np.array_equal(np.round(step * 255) / np.float32(255), step)
     assert np.array_equal(before, photo)
+
+
+@pytest.mark.parametrize("brightness", [0.03, 0.3, 1.0])
+def test_camera_noise_is_as_strong_as_asked_however_dark_the_photo_is(photo: np.ndarray, brightness: float) -> None:
+    image = rounded(0.04 + 0.9 * photo * np.float32(brightness))
+    strengths = (0.4, 0.7, 1.0)
+    for seed in range(4):
+        noisy = ladder(image, "camera_noise", strengths, np.random.default_rng(seed))
+        noise = [(step - image) @ LUMA * 255 for step in noisy]
+        for strength, found in zip(strengths, noise, strict=True):
+            # The file takes some of the noise away, black cuts some off, and it adds traces of its own.
+            assert 0.55 < np.sqrt((found**2).mean()) / between(1.0, 30.0, strength) < 1.3
+        assert np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1] > 0.4  # one pattern on every step
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+@pytest.mark.parametrize("image", [np.zeros((1, 1, 3)), np.ones((3, 40, 3)), np.full((16, 16, 3), 0.5)])
+def test_a_ladder_of_a_plain_or_tiny_picture_is_one_too(name: str, image: np.ndarray) -> None:
+    for step in ladder(image.astype(np.float32), name, [0.0, 1.0], np.random.default_rng(0)):
+        assert step.shape == image.shape and np.isfinite(step).all()
+
+
+def test_crops_as_of_a_camera_have_no_grain_of_their_own(photos: Path) -> None:
+    grain = np.random.default_rng(0).normal(128, 40, (320, 320, 3)).clip(0, 255).astype(np.uint8)
+    for number in range(3):
+        write_image(photos / f"{number}.png", Picture(grain), overwrite=True)
+    run = recipe(photos)
+    data, _ = ScoreObjective.of(run).data(run)
+    assert isinstance(data, ScoreData)
+
+    def fine(soft: bool) -> float:
+        crops = [data.photo_crop(0, np.random.default_rng(seed), soft=soft) for seed in range(8)]
+        return float(np.mean([np.diff(crop, axis=1).std() for crop in crops]))
+
+    assert fine(soft=True) < 0.35 * fine(soft=False)
 
 
 def test_an_unknown_distortion_is_refused(photo: np.ndarray) -> None:

@@ -100,19 +100,24 @@ def gaussian_noise(image: Array, strength: float, rng: np.random.Generator) -> A
 
 
 def camera_noise(image: Array, strength: float, rng: np.random.Generator) -> Array:
-    """Shot and read noise as demosaicking leaves it, fine in light and coarse in colour, through a camera's JPEG."""
-    settings = Noise(
-        kind="poisson-gaussian",
-        sigma=_both(between(1.5, 36, strength)),
-        shot=[0.2, 0.9],
-        linear_light=bool(rng.random() < 0.7),
-        channel_spread=0.4,
-    )
-    noise = add_noise(image, settings, rng) - image
-    light = (noise @ LUMA)[..., None]
-    colour = correlated(noise - light, rng.uniform(0.8, 2.5)) * np.float32(rng.uniform(0.3, 1.0))
-    noisy = to_8bit(image + correlated(light, rng.uniform(0.0, 1.1)) + colour)
-    return as_float(compress(noisy, Jpeg(quality=[70, 98], subsampling="random"), rng))
+    """Noise as it lies in a camera's file: soft in light, coarse in colour, through a JPEG.
+
+    Strength gives its root mean square in luminance, 1 to 30 levels of 255, however dark the picture is. Darkness has
+    more of it, and so has detail, which the camera's own smoothing spares.
+    """
+    grain, blotches, colour = rng.uniform(0.0, 1.1), rng.uniform(0.8, 2.5), rng.uniform(0.2, 1.0)
+    dark, plain = rng.uniform(-0.2, 0.6), rng.uniform(0.3, 1.0)
+    white = rng.standard_normal(image.shape, dtype=np.float32)
+    light = white.mean(axis=2, keepdims=True)
+    luma = image @ LUMA
+    wide = gaussian_kernel(2.0, 2.0, 0.0)
+    detail = np.sqrt(filtered((luma - filtered(luma, wide)) ** 2, wide).clip(min=0))
+    where = plain + (1 - plain) * detail / (detail + detail.mean() + np.float32(1e-3))
+    where = (where * (luma + 0.05) ** -dark)[..., None]
+    soft = correlated(light, grain) * where
+    noise = soft + correlated(white - light, blotches) * where * np.float32(colour)
+    noise *= between(1.0, 30.0, strength) / 255 / np.sqrt((soft**2).mean())
+    return as_float(compress(to_8bit(image + noise), Jpeg(quality=[70, 98], subsampling="random"), rng))
 
 
 def speckle_noise(image: Array, strength: float, rng: np.random.Generator) -> Array:

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from ..recipe import Recipe, ScorerChoice
 
 Array = npt.NDArray[Any]
-FORMAT = 4
+FORMAT = 5
 """Version of the ladders that are kept; part of every key."""
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a crop is drawn again while its standard deviation is below this: blur does not show on a plain wall."""
-ENLARGED = 0.45, 1.0
-"""Shrink factors of crops that are to look like a camera's full resolution, where little changes between pixels."""
+CLEANED, ENLARGED = 1.5, (0.45, 1.0)
+"""Crops that are to look like a camera's full resolution, where little changes between pixels, without its noise: made
+smaller by this at least, which averages a photo's own grain away, then to this share of the crop, and enlarged."""
 NETWORK = "network:"
 """What the name of a ladder begins with whose steps a network has made."""
 
@@ -87,7 +88,7 @@ class ScoreData(ImageData):
 
         choice = self.choice
         camera = Camera(rng) if rng.random() < choice.soft else None
-        pristine = self.photo_crop(row, rng) if camera is None else self.photo_crop(row, rng, *ENLARGED)
+        pristine = self.photo_crop(row, rng, soft=camera is not None)
         base = pristine if camera is None else camera.taken(pristine)
         versions, ladders, steps = [base], [0], [0]
         for number, name in enumerate(self.drawn(rng), 1):
@@ -134,28 +135,37 @@ class ScoreData(ImageData):
             self.networks[weights] = load_backbone(weights)
         return self.networks[weights]
 
-    def photo_crop(self, row: int, rng: np.random.Generator, least: float = 1.0, most: float | None = None) -> Array:
-        """A square of a photo that was made smaller by a drawn factor; one without structure is drawn again."""
+    def photo_crop(self, row: int, rng: np.random.Generator, *, soft: bool = False) -> Array:
+        """A square of a photo that was made smaller by a drawn factor; one without structure is drawn again.
+
+        Args:
+            row: which photo.
+            rng: the only source of chance.
+            soft: as a camera's full resolution.
+        """
         image = self.store.get(self.store.rows[row][0])
         for _ in range(TRIES):
-            part = self._square(image, rng, least, most or self.choice.shrink)
+            part = self._square(image, rng, soft)
             if float(part.mean(axis=2).std()) >= LEAST_CONTRAST:
                 break
         return part
 
-    def _square(self, image: Array, rng: np.random.Generator, least: float, most: float) -> Array:
+    def _square(self, image: Array, rng: np.random.Generator, soft: bool) -> Array:
         import cv2
 
         side = self.side(image.shape[0], image.shape[1])
-        most = min(most, *(have / want for have, want in zip(image.shape, side, strict=False)))
-        factor = float(rng.uniform(least, max(most, least)))
-        wanted = (round(side[0] * factor), round(side[1] * factor))
+        share = float(rng.uniform(*ENLARGED)) if soft else 1.0
+        inner = (round(side[0] * share), round(side[1] * share))
+        most = min(self.choice.shrink, *(have / want for have, want in zip(image.shape, inner, strict=False)))
+        factor = float(rng.uniform(min(CLEANED if soft else 1.0, most), most))
+        wanted = (round(inner[0] * factor), round(inner[1] * factor))
         image = mirrored(image, *wanted)
         place = self.place(image.shape[0], image.shape[1], wanted, rng)
         part = as_float(image[place.top : place.top + wanted[0], place.left : place.left + wanted[1]])
-        if wanted != side:
-            kernel = cv2.INTER_AREA if factor > 1 else cv2.INTER_CUBIC
-            part = np.asarray(cv2.resize(part, (side[1], side[0]), interpolation=kernel), dtype=np.float32)
+        if wanted != inner:
+            part = np.asarray(cv2.resize(part, (inner[1], inner[0]), interpolation=cv2.INTER_AREA), dtype=np.float32)
+        if inner != side:
+            part = np.asarray(cv2.resize(part, (side[1], side[0]), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
         return rounded(np.ascontiguousarray(place.orient(part)))
 
 
