@@ -1,10 +1,11 @@
 """Are no-reference scorers valid? The table that a scorer has to pass before it judges anything.
 
-    python benchmarks/scorers.py SHARED --scorer NAME [--scorer ...] [--photos FOLDER] [--pairs N] [--threads N]
     python benchmarks/scorers.py SHARED --split FOLDER
+    python benchmarks/scorers.py SHARED --scorer shipped:ranker --scorer shipped:gauge --photos FOLDER/{scorer}/held_out
 
 --split makes the folders that the recipes `ranker` and `gauge` train and validate on: CID22's photos, and
-squares of the large CC0 photos. Each recipe holds out another quarter; --photos names the one to measure on.
+squares of the large CC0 photos. Each recipe holds out another quarter, the one to measure it on: {scorer} in --photos
+is the scorer's name.
 
 Measured: the rank correlation of score and strength for each distortion, its agreement with full-reference metrics on
 mixed distortions, and on PolyU's camera noise whether the ground truth is preferred to the noisy photo and to smoothed
@@ -33,6 +34,8 @@ from refine_wrap.folder import list_images, pair_by_name
 from refine_wrap.scorers import Scorer, load_scorer
 from refine_wrap.training.data import as_tensor
 
+HALVES = "polyu, looked at", "polyu"
+"""Every second pair's noise was looked at when `camera_noise` was written, so the other pairs are what counts."""
 SIDE, SQUARE = 256, 1024
 STRENGTHS = (0.07, 0.22, 0.4, 0.58, 0.77, 0.95)
 METRICS = ("SSIM", "FSIM", "GMSD", "VIF", "NLPD")
@@ -45,9 +48,9 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("--split", type=Path)
     parser.add_argument("--scorer", action="append", default=[])
-    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--photos", help="default: SHARED/data/photos")
     parser.add_argument("--limit", type=int, default=12, help="photos for the ladders")
-    parser.add_argument("--pairs", type=int, default=100, help="PolyU pairs")
+    parser.add_argument("--pairs", type=int, default=100, help="PolyU pairs, half of them looked at")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -55,20 +58,21 @@ def main() -> None:
         split(options.shared, options.split)
         return
     scorers = {scorer.name: scorer for scorer in map(load_scorer, options.scorer)}
-    crops = [
-        crop(path) for path in spread(list_images(options.photos or options.shared / "data/photos"), options.limit)
-    ]
-    results: dict[str, Any] = {"photos": len(crops), "side": SIDE, "scorers": {}}
+    tables = {}
+    for name, scorer in scorers.items():
+        folder = Path((options.photos or f"{options.shared}/data/photos").replace("{scorer}", name))
+        crops = [crop(path) for path in spread(list_images(folder), options.limit)]
+        tables[name] = {**scorer.about(), "photos": len(crops), "side": SIDE, **measure(scorer, crops)}
+        print(name, tables[name], flush=True)
     polyu_folder = options.shared / "data/paired/polyu"
     found = pair_by_name(polyu_folder, polyu_folder, gt_pattern="{name}_mean", lq_pattern="{name}_real")
-    pairs = spread(found, options.pairs)
     smooth = Smooth(options.shared)
-    tables = {name: measure(scorer, crops) for name, scorer in scorers.items()}
-    for name, figures in polyu(scorers, pairs, smooth).items():
-        results["scorers"][name] = {**scorers[name].about(), **tables[name], "polyu": figures}
-    for name, found in results["scorers"].items():
-        print(name, found)
-    write("scorers_" + "_".join(name.replace(":", "_") for name in scorers), results)
+    for half, part in enumerate(HALVES):
+        pairs = spread(found[half::2], options.pairs // 2)
+        for name, figures in polyu(scorers, pairs, smooth).items():
+            tables[name][part] = {"pairs": len(pairs), **figures}
+            print(name, part, tables[name][part], flush=True)
+    write("scorers", tables)
 
 
 def split(shared: Path, place: Path) -> None:

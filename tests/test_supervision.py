@@ -11,9 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from refine_wrap.cli.main import app
 from refine_wrap.errors import CheckpointError, ImageError, RefineWrapError
-from refine_wrap.supervision import FrequencyMaskGenerator, frequency_mixup, mask_generator_from_published
+from refine_wrap.supervision import (
+    FrequencyMaskGenerator,
+    frequency_mixup,
+    load_mask_generator,
+    mask_generator_from_published,
+)
 
 TINY = {"width": 4, "rings": 7}
 
@@ -45,10 +52,14 @@ def test_the_official_masks(tmp_path: Path, file: str, strength: float) -> None:
     net.load_state_dict(state, strict=True)
     save_file(state, tmp_path / "cfmg.safetensors")
     published = mask_generator_from_published(tmp_path / "cfmg.safetensors")
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "cfmg.safetensors"), str(tmp_path / "adapter")])
+    assert done.exit_code == 0 and "width 8 for 3 variants" in done.output
+    converted = load_mask_generator(tmp_path / "adapter")
     end = f"c{strength}"
     with torch.no_grad():
         masks = net(golden["input"], strength)
         assert torch.equal(masks, published(golden["input"], strength))
+        assert torch.equal(masks, converted(golden["input"], strength))
         coefficients = net.coefficients(golden["input"], strength)
         # In a batch each comes out as alone, also where the images differ.
         batch = torch.cat((golden["input"].flip(-1), golden["input"]))

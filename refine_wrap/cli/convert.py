@@ -1,4 +1,4 @@
-"""`refine-wrap convert`: a published ORNet checkpoint into an adapter."""
+"""`refine-wrap convert`: a published checkpoint of paper 1 into an adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A published ORNet checkpoint (.pkl, .pth, .safetensors).", show_default=False)
+        Path,
+        typer.Argument(help="A published checkpoint of ORNet or CFMG (.pkl, .pth, .safetensors).", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(help="The adapter folder to write.", show_default=False)],
     strength: Annotated[
@@ -20,10 +21,21 @@ def convert(
         str | None, typer.Option(help="SPDX identifier of the weights' licence, for the card.", show_default=False)
     ] = None,
 ) -> None:
-    """Turn a published ORNet checkpoint into an adapter (read weights-only: no code in it is run)."""
+    """Turn a published refiner (ORNet) or mask generator (CFMG) into an adapter.
+
+    The checkpoint is read weights-only: no code in it is run.
+    """
+    from ..backbone.checkpoint import read_checkpoint
     from ..hub import Adapter, save_adapter
     from ..refiner import ornet_from_published
+    from ..supervision import mask_generator_from_published, save_mask_generator
 
+    state, _ = read_checkpoint(checkpoint)
+    if "fclayer_last.weight" in state:  # only CFMG ends in a linear layer
+        generator = mask_generator_from_published(checkpoint)
+        save_mask_generator(out, generator, strength=strength, licence=licence)
+        typer.echo(f"{out}: mask generator of width {generator.width} for {generator.images - 1} variants")
+        return
     refiner = ornet_from_published(checkpoint)
     adapter = Adapter(
         kind="refiner",
