@@ -23,6 +23,8 @@ from hub_server import ROOT, Olah, StubHub, call, call_hub, free_port, why_no_ol
 from refine_wrap import __version__, hub, resources
 from refine_wrap.errors import CheckpointError, HubError, OutputError, RecipeError, RefineWrapError
 from refine_wrap.hub import Adapter, disk, load_adapter, model_card, parse_reference, remote, resolve, save_adapter
+from refine_wrap.scorers.learned import LearnedScorer
+from refine_wrap.supervision import FrequencyMaskGenerator
 
 FILES = {"adapter.safetensors", "adapter.json", "README.md"}
 SWINIR = "002_lightweightSR_DIV2K_s64w8_SwinIR-S_x2.pth"
@@ -289,6 +291,35 @@ def test_card(saved: Path) -> None:
     ):
         assert part in text, part
     assert "research-only" not in text
+
+
+@pytest.mark.parametrize(("kind", "name"), [("scorer", "LearnedScorer"), ("masks", "FrequencyMaskGenerator")])
+def test_the_snippet_of_a_card_loads_what_has_no_backbone(tmp_path: Path, kind: str, name: str) -> None:
+    made: torch.nn.Module
+    if kind == "scorer":
+        options = {"channels": [8, 8, 8, 8], "stem_width": 8}
+        made = LearnedScorer("mine", "resnet10t", options)
+        config = {"scorer": "learned", **made.config}
+    else:
+        made = FrequencyMaskGenerator(width=4, rings=7)
+        config = made.config()
+    adapter = an_adapter(kind=kind, config=config, tensors=made.state_dict(), backbone=None)
+    save_adapter(tmp_path / "it", adapter)
+    text = model_card(adapter, str(tmp_path / "it"))
+    found: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], found)
+    assert type(found[kind]).__name__ == name
+    assert "## Backbone" not in text
+    assert ("pipeline_tag" in front_matter(text)) == (kind == "masks")
+
+
+def test_only_a_refiner_without_enhanced_ground_truth_is_said_to_heed_its_strength_little() -> None:
+    plain, enhanced = (
+        model_card(an_adapter(recipe={"objective": "refine", "supervision": supervision}))
+        for supervision in (None, {"sr": "shipped:sr_x2"})
+    )
+    assert "the strength changes little" in plain and "the strength changes little" not in enhanced
+    assert "A higher strength asks for more perceptual detail" in enhanced
 
 
 def test_card_of_a_local_backbone_and_restricted_data() -> None:

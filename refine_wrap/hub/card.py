@@ -19,6 +19,11 @@ _HUB_LICENCES = {
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "unlicense"),
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "openrail"),
 }
+ALONE = {
+    "masks": ("refine_wrap.supervision", "load_mask_generator"),
+    "scorer": ("refine_wrap.scorers", "load_scorer"),
+}
+"""What has nothing to do with a backbone, and what loads it."""
 _RESTRICTED = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 
@@ -36,7 +41,7 @@ def model_card(adapter: Adapter, name: str = "FOLDER_OR_ORG/NAME") -> str:
         CARD_MARK,
         _what_it_is(record),
         "## Use\n\n" + _fenced(_snippet(record, name), "python"),
-        "## Backbone\n\n" + _about_backbone(record["backbone"]),
+        *([] if adapter.kind in ALONE else ["## Backbone\n\n" + _about_backbone(record["backbone"])]),
         "## Training data\n\n" + _about_data(record),
         "## Recipe\n\n" + (_fenced(_yaml(record["recipe"]), "yaml") if record["recipe"] else "None was recorded."),
         "## Metrics\n\n" + _about_metrics(record),
@@ -48,9 +53,13 @@ def model_card(adapter: Adapter, name: str = "FOLDER_OR_ORG/NAME") -> str:
 
 
 def _front_matter(record: Mapping[str, Any]) -> str:
-    head: dict[str, Any] = {"library_name": "refine-wrap", "pipeline_tag": "image-to-image"}
+    head: dict[str, Any] = {"library_name": "refine-wrap"}
     family = (record["backbone"] or {}).get("family")
-    head["tags"] = ["refine-wrap", "image-restoration", record["kind"], *([str(family).lower()] if family else [])]
+    if record["kind"] == "scorer":  # the Hub has no task for it
+        head["tags"] = ["refine-wrap", "image-quality-assessment", "scorer"]
+    else:
+        head["pipeline_tag"] = "image-to-image"
+        head["tags"] = ["refine-wrap", "image-restoration", record["kind"], *([str(family).lower()] if family else [])]
     if record["licence"]:
         known = record["licence"].lower() in _HUB_LICENCES
         head["license"] = record["licence"].lower() if known else "other"
@@ -103,8 +112,9 @@ def _what_it_is(record: Mapping[str, Any]) -> str:
 
 
 def _snippet(record: Mapping[str, Any], name: str) -> str:
-    if record["kind"] == "masks":
-        return f'from refine_wrap.supervision import load_mask_generator\n\ngenerator = load_mask_generator("{name}")'
+    if record["kind"] in ALONE:
+        module, load = ALONE[record["kind"]]
+        return f'from {module} import {load}\n\n{record["kind"]} = {load}("{name}")'
     if record["kind"] != "refiner" or not record["backbone"]:
         return f'from refine_wrap.hub import load_adapter, resolve\n\nadapter = load_adapter(resolve("{name}"))'
     weights = str(_source(record["backbone"]).get("weights", ""))
@@ -157,8 +167,12 @@ def _rounded(value: Any) -> Any:
 
 
 def _limits(record: Mapping[str, Any]) -> str:
-    lines = ["It was trained for the degradations of its recipe; on others it may add detail that was never there."]
-    if (record["recipe"] or {}).get("objective") == "refine":
+    recipe = record["recipe"] or {}
+    if record["kind"] == "scorer":
+        lines = ["It was trained for the distortions of its recipe; on others its order may be wrong."]
+    else:
+        lines = ["It was trained for the degradations of its recipe; on others it may add detail that was never there."]
+    if recipe.get("objective") == "refine" and not recipe.get("supervision"):
         lines.append("It was trained toward the ground truth at every strength: the strength changes little.")
     elif record["kind"] == "refiner":
         lines.append("A higher strength asks for more perceptual detail at the cost of fidelity; 0 keeps fidelity.")
