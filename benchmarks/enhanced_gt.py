@@ -1,10 +1,11 @@
 """Is an enhanced ground truth better than the ground truth? On sets whose pristine photos are known.
 
-    python benchmarks/enhanced_gt.py SHARED --photos FOLDER [--limit N] [--masks SOURCE] [--sr SOURCE] [--threads N]
+    python benchmarks/enhanced_gt.py SHARED --photos FOLDER [--limit N] [--masks SOURCE ...] [--sr SOURCE] [--threads N]
 
 From photos that nothing was trained on `make_flawed` makes flawed ground truths of three levels. Compared with the
 pristine photo: the flawed ground truth, each variant, the plain average, and what the masks mix at several strengths.
 No score without a reference takes part. The pristine photos themselves are enhanced too: they should stay as they are.
+--masks may be given several times: mask generators of other numbers of rings, or of another weighting.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("--photos", type=Path, required=True, help="photos that nothing was trained on")
     parser.add_argument("--limit", type=int, default=24)
-    parser.add_argument("--masks", default="shipped:masks")
+    parser.add_argument("--masks", action="append")
     parser.add_argument("--sr", default="shipped:sr_x2")
     parser.add_argument("--name", default="enhanced_gt", help="of the JSON")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     network = load_backbone(options.sr)
-    study = Study(options.masks, network, options.shared / "weights/squeezenet1_1_caffe.fp16.safetensors")
+    masks = options.masks or ["shipped:masks"]
+    study = Study(masks, network, options.shared / "weights/squeezenet1_1_caffe.fp16.safetensors")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         photos = Path(temporary) / "photos"
@@ -58,15 +60,15 @@ def main() -> None:
             print(level, {name: round(figures["PSNR"], 2) for name, figures in found[level].items()}, flush=True)
         found["pristine"] = study.run(place / "pristine", place / "pristine")
         print("pristine", {name: round(figures["PSNR"], 2) for name, figures in found["pristine"].items()})
-    about = {"photos": min(options.limit, len(every)), "crop": CROP, "masks": options.masks, "sr": options.sr}
+    about = {"photos": min(options.limit, len(every)), "crop": CROP, "masks": masks, "sr": options.sr}
     write(options.name, {**about, "levels": found})
 
 
 class Study:
-    """A mask generator and a super-resolver, measured."""
+    """Mask generators and a super-resolver, measured."""
 
-    def __init__(self, masks: str, network: Any, squeeze: Path) -> None:
-        self.generator = load_mask_generator(masks)
+    def __init__(self, masks: list[str], network: Any, squeeze: Path) -> None:
+        self.generators = {name: load_mask_generator(name) for name in masks}
         self.networks = variants(network)
         self.metrics = [full_reference(name) for name in METRICS]
         self.metrics.append(full_reference("squeeze", file=squeeze))
@@ -92,8 +94,10 @@ class Study:
         found = {"ground truth": gt}
         found |= {f"variant x{factor}": one for factor, one in zip((2, 3, 4), made.unbind(1), strict=True)}
         found["average"] = torch.cat((gt[:, None], made), 1).mean(1)
-        for strength in STRENGTHS:
-            found[f"enhanced {strength}"] = enhanced(gt, made, self.generator, strength).clamp(0, 1)
+        for name, generator in self.generators.items():
+            for strength in STRENGTHS:
+                label = f"enhanced {strength}" + f", {name}" * (len(self.generators) > 1)
+                found[label] = enhanced(gt, made, generator, strength).clamp(0, 1)
         return found
 
     @staticmethod

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def score(
     photos: Annotated[list[Path], typer.Argument(help="Photos, and folders of photos.", show_default=False)],
     scorer: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--scorer",
             "-s",
             help="niqe, brisque, piqe, pyiqa:NAME; NAME=FILE with its weights (niqe, cnniqa, nima); shipped:NAME, a "
-            "folder or org/name on the Hub. May be given several times.",
+            "folder or org/name on the Hub. May be given several times. Default: those that are shipped.",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -65,6 +65,7 @@ def score(
         raise OutputError(f"{out} exists", "a new name", "pass --overwrite to replace it")
     with notices():
         from ..scorers.cache import ScoreCache
+        from ..scorers.load import shipped_scorers
         from ..scorers.table import check_table_name
 
         if out is not None:
@@ -72,7 +73,7 @@ def score(
         kept = ScoreCache(None) if no_cache else ScoreCache(cache) if cache is not None else ScoreCache.default()
         # Learn before the work, not after it, that the table cannot be written.
         with atomic_path(out) if out is not None else nullcontext() as temporary:
-            table = _run(photos, scorer, recursive, kept, device_named(device), quiet)
+            table = _run(photos, scorer or shipped_scorers(), recursive, kept, device_named(device), quiet)
             if temporary is not None:
                 table.write(temporary)
     # Bytes: a file's name may hold some that are no UTF-8.

@@ -70,10 +70,11 @@ def load_scorer(source: str | Path | Scorer, *, device: str | torch.device = "cp
 
 def scorer_names() -> list[str]:
     """The names that `load_scorer` knows without a file or a folder of one's own: built in, and shipped."""
-    return sorted({*ALONE, *WITH_FILE}) + [f"shipped:{name}" for name in _shipped()]
+    return sorted({*ALONE, *WITH_FILE}) + shipped_scorers()
 
 
-def _shipped() -> list[str]:
+def shipped_scorers() -> list[str]:
+    """The scorers that come with the package, as `load_scorer` takes them."""
     from ..hub.disk import DOCUMENT, TENSORS, read_document
 
     folders = {
@@ -81,7 +82,8 @@ def _shipped() -> list[str]:
         for entry in manifest()["local"]
         if Path(entry["file"]).name == TENSORS
     }
-    return sorted(name for name, folder in folders.items() if read_document(folder / DOCUMENT)["kind"] == "scorer")
+    kinds = {name: read_document(folder / DOCUMENT)["kind"] for name, folder in folders.items()}
+    return sorted(f"shipped:{name}" for name, kind in kinds.items() if kind == "scorer")
 
 
 def _from_file(name: str, file: str) -> Scorer:
