@@ -100,13 +100,15 @@ def gaussian_noise(image: Array, strength: float, rng: np.random.Generator) -> A
 
 
 def camera_noise(image: Array, strength: float, rng: np.random.Generator) -> Array:
-    """Noise as it lies in a camera's file: soft in light, coarse in colour, through a JPEG.
+    """Noise as it lies in a camera's file: soft in light, coarse in colour or without any, often through a JPEG.
 
     Strength gives its root mean square in luminance, 1 to 30 levels of 255, however dark the picture is. Darkness has
     more of it, and so has detail, which the camera's own smoothing spares.
     """
-    grain, blotches, colour = rng.uniform(0.0, 1.1), rng.uniform(0.8, 2.5), rng.uniform(0.2, 1.0)
+    grain, blotches = rng.uniform(0.0, 1.1), rng.uniform(0.8, 2.5)
+    colour = rng.uniform(0.0, 1.0) if rng.random() < 0.6 else 0.0  # cameras smooth colour first
     dark, plain = rng.uniform(-0.2, 0.6), rng.uniform(0.3, 1.0)
+    in_file = rng.random() < 0.6
     white = rng.standard_normal(image.shape, dtype=np.float32)
     light = white.mean(axis=2, keepdims=True)
     luma = image @ LUMA
@@ -117,6 +119,8 @@ def camera_noise(image: Array, strength: float, rng: np.random.Generator) -> Arr
     soft = correlated(light, grain) * where
     noise = soft + correlated(white - light, blotches) * where * np.float32(colour)
     noise *= between(1.0, 30.0, strength) / 255 / np.sqrt((soft**2).mean())
+    if not in_file:
+        return image + noise
     return as_float(compress(to_8bit(image + noise), Jpeg(quality=[70, 98], subsampling="random"), rng))
 
 

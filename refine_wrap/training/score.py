@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from ..recipe import Recipe, ScorerChoice
 
 Array = npt.NDArray[Any]
-FORMAT = 5
+FORMAT = 6
 """Version of the ladders that are kept; part of every key."""
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a crop is drawn again while its standard deviation is below this: blur does not show on a plain wall."""
-CLEANED, ENLARGED = 1.5, (0.45, 1.0)
-"""Crops that are to look like a camera's full resolution, where little changes between pixels, without its noise: made
-smaller by this at least, which averages a photo's own grain away, then to this share of the crop, and enlarged."""
+CLEANED = 1.5
+"""Photos are made smaller by this at least, as far as they are large enough: what is called pristine has less grain of
+its own then, or a scorer learns that grain is good and smoothing it away bad."""
+ENLARGED = 0.45, 1.0
+"""Crops that are to look like a camera's full resolution, where little changes between pixels, are enlarged from this
+share of their size."""
 NETWORK = "network:"
 """What the name of a ladder begins with whose steps a network has made."""
 
@@ -157,7 +160,7 @@ class ScoreData(ImageData):
         share = float(rng.uniform(*ENLARGED)) if soft else 1.0
         inner = (round(side[0] * share), round(side[1] * share))
         most = min(self.choice.shrink, *(have / want for have, want in zip(image.shape, inner, strict=False)))
-        factor = float(rng.uniform(min(CLEANED if soft else 1.0, most), most))
+        factor = float(rng.uniform(min(CLEANED, most), most))
         wanted = (round(inner[0] * factor), round(inner[1] * factor))
         image = mirrored(image, *wanted)
         place = self.place(image.shape[0], image.shape[1], wanted, rng)
