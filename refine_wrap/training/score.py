@@ -275,15 +275,17 @@ class ScoreObjective(Objective):
         scores = self.scorer.logits(images.flatten(0, 1))
         shares = batch["shares"].flatten(0, 1)
         crop = torch.arange(len(images), device=scores.device).repeat_interleave(images.shape[1])
+        pairs = ordered(crop, batch["ladder"].flatten(), batch["step"].flatten(), shares)
         if self.choice.supervision == "reference":
             target = shares.mean(1)
-            # Within a crop, quality is all that differs; between crops it is hard to tell from what they show.
+            # Within a ladder the order is known for certain, also where it moves the metrics little, as light noise
+            # does. Between crops quality is hard to tell from what they show.
             return {
-                "crop": 2.0 * by_target(scores, target, crop[:, None] == crop[None]),
+                "ladder": in_order(scores, pairs[0]),
+                "crop": by_target(scores, target, crop[:, None] == crop[None]),
                 "photos": 0.5 * by_target(scores, target, crop[:, None] != crop[None]),
-                "target": 2.0 * functional.smooth_l1_loss(scores.sigmoid(), target, beta=0.05),
+                "target": functional.smooth_l1_loss(scores.sigmoid(), target, beta=0.05),
             }
-        pairs = ordered(crop, batch["ladder"].flatten(), batch["step"].flatten(), shares)
         losses = {name: weight * in_order(scores, better) for (name, weight), better in zip(PAIRS, pairs, strict=True)}
         return {**losses, "size": 1e-3 * scores.square().mean()}
 
@@ -371,7 +373,10 @@ def in_order(scores: Tensor, better: Tensor) -> Tensor:
 
 
 def by_target(scores: Tensor, target: Tensor, pairs: Tensor) -> Tensor:
-    """Logistic loss over those of the pairs (N, N) bool whose targets differ, weighted by how much."""
-    weight = (target[:, None] - target[None]).clamp(min=0) * pairs
+    """Logistic loss over those of the pairs (N, N) bool whose targets differ, weighted by the root of how much.
+
+    Not by how much itself: light noise moves full-reference metrics little, and would hardly be learned.
+    """
+    weight = (target[:, None] - target[None]).clamp(min=0).sqrt() * pairs
     losses = functional.softplus(scores[None] - scores[:, None])
     return (losses * weight).sum() / weight.sum().clamp(min=1e-6)
