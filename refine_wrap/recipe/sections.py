@@ -84,7 +84,7 @@ class ScorerChoice(Section):
     """Arguments of that model."""
     supervision: Literal["order", "reference"] = "order"
     """order: the better of two must score higher: the better step of a ladder, and of two ladders the one that all
-    `metrics` agree on. reference: the better step of a ladder must score higher, and the score is what `metrics` say."""
+    `metrics` agree on. reference: the better step must score higher, and the score is what `metrics` say."""
     metrics: Annotated[list[Literal["SSIM", "FSIM", "VIF", "GMSD", "NLPD"]], Field(min_length=1)] = [
         "SSIM",
         "FSIM",
