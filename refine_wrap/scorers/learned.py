@@ -20,6 +20,8 @@ COLOURS = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 """Luminance and two colour differences of RGB (ITU-R BT.601)."""
 FINE, LIFT = 1.5, 40.0
 """What a Gaussian of this sigma (pixels) takes away is detail; a detail of 1 / LIFT is seen as about 1."""
+SPREAD = 4.0
+"""How wide the scale from 0 to 1 is, in logits. Training pulls those of good and bad pictures up to 20 apart."""
 
 
 class LearnedScorer(Scorer):
@@ -71,10 +73,13 @@ class LearnedScorer(Scorer):
 
     def raw(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            return torch.sigmoid(self.logits(image))
+            return torch.sigmoid(self.logits(image) / SPREAD)
 
     def logits(self, image: Tensor) -> Tensor:
-        """The score before the logistic function, (B, 3, H, W) -> (B,) float32: what differences are trained on."""
+        """The score before the logistic function, times `SPREAD`, (B, 3, H, W) -> (B,) float32.
+
+        Differences of it are trained on.
+        """
         image = self.checked(image).to(self.head.weight.dtype)
         total = weight = image.new_zeros(image.shape[0], dtype=torch.float32)
         for tile in tiles(image, TILE):

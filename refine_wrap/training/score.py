@@ -18,7 +18,7 @@ from ..backbone import Backbone, load_backbone
 from ..degradation.ladders import DISTORTIONS, between, camera_noise, ladder, rounded
 from ..degradation.settings import Jpeg
 from ..degradation.synthetic import as_float, compress, filtered, gaussian_kernel, to_8bit
-from ..scorers.learned import LearnedScorer
+from ..scorers.learned import SPREAD, LearnedScorer
 from .data import ImageData, ImageStore, as_tensor, mirrored, rows, validation_rows
 from .frozen import OutputStore
 from .objectives import Objective
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe, ScorerChoice
 
 Array = npt.NDArray[Any]
-FORMAT = 6
+FORMAT = 7
 """Version of the ladders that are kept; part of every key."""
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a crop is drawn again while its standard deviation is below this: blur does not show on a plain wall."""
@@ -46,7 +46,8 @@ class ScoreData(ImageData):
     """Ladders: `images` (M, 3, c, c), a crop and then its distorted versions, ladder after ladder, RGB in [0, 1].
 
     `ladder` (M,) numbers the ladders from 1, the crop itself being 0, and `step` (M,) their steps from good to bad;
-    `shares` (M, metrics) is what full-reference metrics say of each, in [0, 1], higher is better.
+    `shares` (M, metrics) is what full-reference metrics say of each, in [0, 1], higher is better: against the crop,
+    times what they say of the crop against the scene before the camera.
 
     Args:
         store: the decoded photos.
@@ -103,12 +104,11 @@ class ScoreData(ImageData):
             ladders += [number] * choice.steps
             steps += range(1, choice.steps + 1)
         images = torch.stack([as_tensor(v if camera is None else camera.saved(v)) for v in versions])
-        return {
-            "images": images,
-            "ladder": torch.tensor(ladders),
-            "step": torch.tensor(steps),
-            "shares": shares(images, as_tensor(pristine)[None], choice.metrics),
-        }
+        # What a distortion leaves of the crop, and the camera of the scene: sharpening a soft crop is no improvement.
+        left = shares(images, images[:1], choice.metrics)
+        if camera is not None:
+            left = left * shares(images[:1], as_tensor(pristine)[None], choice.metrics)
+        return {"images": images, "ladder": torch.tensor(ladders), "step": torch.tensor(steps), "shares": left}
 
     def drawn(self, rng: np.random.Generator) -> list[str]:
         """The names of a crop's ladders, no two the same while there are enough."""
@@ -284,7 +284,7 @@ class ScoreObjective(Objective):
                 "ladder": in_order(scores, pairs[0]),
                 "crop": by_target(scores, target, crop[:, None] == crop[None]),
                 "photos": 0.5 * by_target(scores, target, crop[:, None] != crop[None]),
-                "target": functional.smooth_l1_loss(scores.sigmoid(), target, beta=0.05),
+                "target": functional.smooth_l1_loss((scores / SPREAD).sigmoid(), target, beta=0.05),
             }
         losses = {name: weight * in_order(scores, better) for (name, weight), better in zip(PAIRS, pairs, strict=True)}
         return {**losses, "size": 1e-3 * scores.square().mean()}
