@@ -31,6 +31,7 @@ from refine_wrap.evaluation.gate import Validity, validity_of
 from refine_wrap.hub import Adapter, save_adapter
 from refine_wrap.images import Picture, read_image
 from refine_wrap.report import evaluation_page
+from refine_wrap.scorers import load_scorer
 from refine_wrap.scorers.core import Scorer
 
 __all__ = ["browser"]  # a fixture of the other page's tests
@@ -320,6 +321,13 @@ def test_what_trained_a_model_does_not_judge_it(
     assert set(ours.not_counted) == refused and not theirs.not_counted
     assert all(reason.startswith("it was trained on ") for reason in ours.not_counted.values())
     assert result.document()["candidates"][0]["trained_on"] == ours.trained_on
+
+
+def test_a_shipped_scorer_that_trained_a_model_does_not_judge_it(place: Path, tmp_path: Path) -> None:
+    ranker = load_scorer("shipped:ranker")
+    given = Outputs(place / "good", "ours", [adapter(tmp_path / "adapter", f"ranker@{ranker.digest()}")])
+    (ours,) = run(place, given, judges=[ranker, calm()]).candidates
+    assert ours.not_counted == {"ranker": f"it was trained on ranker@{ranker.digest()}"}
 
 
 def test_a_judge_that_trained_the_baseline_does_not_count_either(place: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from refine_wrap.errors import CheckpointError, ImageError, RefineWrapError
 from refine_wrap.hub import Adapter, save_adapter
 from refine_wrap.images import read_image
+from refine_wrap.resources import weights_dir
 from refine_wrap.scorers import Ensemble, Scorer, load_scorer, scorer_names
 from refine_wrap.scorers.learned import LearnedScorer
 from refine_wrap.scorers.niqe import NIQE
@@ -58,14 +59,11 @@ def ensemble(shared: Path) -> Scorer:
     return Ensemble([cnniqa(shared), nima(shared)], [(10.0, 90.0), (2.0, 7.0)])
 
 
-def learned(shared: Path | None = None) -> Scorer:
-    """With new weights: the contract holds for any."""
-    torch.manual_seed(0)
-    scorer = LearnedScorer("learned", "resnet10t", {"channels": [8, 8, 8, 8], "stem_width": 8}).requires_grad_(False)
-    scorer.head.weight *= 8  # so that scores differ as much as those of a trained one
-    return scorer
+def ranker(shared: Path | None = None) -> Scorer:
+    return load_scorer("shipped:ranker")
 
 
+SHIPPED = {"ranker": ranker}
 SCORERS = {
     "niqe": niqe,
     "cnniqa": cnniqa,
@@ -73,13 +71,13 @@ SCORERS = {
     "brisque": brisque,
     "piqe": piqe,
     "ensemble": ensemble,
-    "learned": learned,
+    **SHIPPED,
 }
-DIFFERENTIABLE = {"cnniqa", "nima", "ensemble", "learned"}
+DIFFERENTIABLE = {"cnniqa", "nima", "ensemble", *SHIPPED}
 _made: dict[str, Scorer] = {}
 
 
-@pytest.fixture(params=[pytest.param(n, marks=[] if n == "learned" else pytest.mark.shared) for n in SCORERS])
+@pytest.fixture(params=[pytest.param(n, marks=[] if n in SHIPPED else pytest.mark.shared) for n in SCORERS])
 def scorer(request: pytest.FixtureRequest) -> Scorer:
     if request.param not in _made:
         _made[request.param] = SCORERS[request.param](SHARED)
@@ -555,15 +553,11 @@ TRUNK = {"name": "tiny", "trunk": "test_efficientnet", "options": {}}
 
 
 def scorer_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> Path:
-    from refine_wrap.scorers.learned import LearnedScorer
-
     tensors = dict(LearnedScorer(**TRUNK).state_dict()) if tensors is None else tensors
     return save_adapter(folder, Adapter(kind="scorer", config=config, tensors=tensors, licence="CC0-1.0"))
 
 
 def test_a_trained_scorer_comes_from_its_folder(tmp_path: Path) -> None:
-    from refine_wrap.scorers.learned import LearnedScorer
-
     trained = LearnedScorer(**TRUNK)
     folder = scorer_folder(tmp_path / "tiny", {"scorer": "learned", **TRUNK}, dict(trained.state_dict()))
     for source in (folder, str(folder)):
@@ -630,7 +624,10 @@ def test_files_of_another_scorer_are_refused(shared: Path) -> None:
 def test_the_names() -> None:
     names = scorer_names()
     assert {"niqe", "brisque", "cnniqa", "nima", "piqe"} <= set(names)
-    assert all(name.startswith("shipped:") for name in set(names) - {"niqe", "brisque", "cnniqa", "nima", "piqe"})
+    shipped = set(names) - {"niqe", "brisque", "cnniqa", "nima", "piqe"}
+    assert shipped == {f"shipped:{name}" for name in SHIPPED}
+    for name in shipped:
+        assert sum(file.stat().st_size for file in (weights_dir() / name.removeprefix("shipped:")).iterdir()) < 6e6
 
 
 # ---------------------------------------------------------------- memory
