@@ -35,7 +35,8 @@ from refine_wrap.scorers import Scorer, load_scorer
 from refine_wrap.training.data import as_tensor
 
 HALVES = "polyu, looked at", "polyu"
-"""Every second pair's noise was looked at when `camera_noise` was written, so the other pairs are what counts."""
+"""Every second pair's noise was looked at when `camera_noise` was written, so the other pairs are what counts. Both
+halves show the same scenes, other parts of them."""
 SIDE, SQUARE = 256, 1024
 STRENGTHS = (0.07, 0.22, 0.4, 0.58, 0.77, 0.95)
 METRICS = ("SSIM", "FSIM", "GMSD", "VIF", "NLPD")

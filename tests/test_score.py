@@ -32,6 +32,7 @@ from refine_wrap.scorers import files
 from refine_wrap.scorers.cache import ScoreCache
 from refine_wrap.scorers.core import Scorer
 from refine_wrap.scorers.files import score_files
+from refine_wrap.scorers.load import shipped_scorers
 from refine_wrap.scorers.table import ScoredImage, ScoreTable, text_histogram
 
 
@@ -495,7 +496,6 @@ BAD_CALLS: dict[str, tuple[list[str], int, str]] = {
     "no such file beside a good one": (["{}/in", "{}/nothing.png", "-s", "mean"], 2, "does not exist"),
     "no images": (["{}/empty", "-s", "mean"], 2, "no image"),
     "unknown scorer": (["{}/in", "-s", "nicke"], 2, "nicke"),
-    "no scorer": (["{}/in"], 2, "--scorer"),
     "a scorer twice": (["{}/in", "-s", "mean", "-s", "mean"], 2, "two scorers"),
     "a table of no known kind": (["{}/in", "-s", "mean", "-o", "{}/t.xlsx"], 2, ".csv"),
     "cache and no cache": (["{}/in", "-s", "mean", "--cache", "{}/c", "--no-cache"], 2, "--no-cache"),
@@ -503,6 +503,14 @@ BAD_CALLS: dict[str, tuple[list[str], int, str]] = {
     "no such device": (["{}/in", "-s", "mean", "--device", "cuda:9"], 2, "device"),
     "table below a file": (["{}/in", "-s", "mean", "-o", "{}/in/a.png/t.csv"], 1, "t.csv"),
 }
+
+
+def test_the_shipped_scorers_are_taken_unless_one_is_named(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        app(["score", str(photos), "--no-cache", "-o", str(tmp_path / "scores.csv")])
+    assert left.value.code == 0
+    head = (tmp_path / "scores.csv").read_text().splitlines()[0]
+    assert all(name.removeprefix("shipped:") in head for name in shipped_scorers()) and "ranker" in head
 
 
 @pytest.mark.parametrize("name", list(BAD_CALLS))

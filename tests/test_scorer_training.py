@@ -252,7 +252,7 @@ def test_a_shipped_recipe_trains_from_the_command_line(photos: Path, name: str) 
     words += ["train.steps=20", "train.batch_size=1", "data.variants=1", "train.log_every=1", "data.crop=64"]
     trunk = {
         "ranker": "scorer.options={channels: [8, 8, 8, 8], stem_width: 8}",
-        "gauge": "scorer.trunk=mobilenetv3_small_050",
+        "gauge": "scorer.options={growth_rate: 4, block_config: [1, 1, 1, 1]}",
     }
     output = photos.parent / "run"
     result = CliRunner().invoke(app, ["finetune", name, *words, trunk[name], f"output={output}"])
