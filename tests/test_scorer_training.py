@@ -105,6 +105,17 @@ def test_crops_as_of_a_camera_have_no_grain_of_their_own(photos: Path) -> None:
     assert np.mean([np.diff(crop, axis=1).std() for crop in crops]) < 0.4 * np.diff(grain / 255, axis=1).std()
 
 
+def test_a_photo_smaller_than_the_crop_is_mirrored_not_enlarged(photos: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for number in range(3):
+        write_image(photos / f"{number}.png", Picture(pixels), overwrite=True)
+    data = ScoreObjective.of(recipe(photos)).data(recipe(photos))[0]
+    assert isinstance(data, ScoreData)
+    crop = (data.photo_crop(0, np.random.default_rng(0)) * 255).round().astype(np.uint8)
+    there = {tuple(pixel) for pixel in pixels.reshape(-1, 3).tolist()}
+    assert crop.shape == (64, 64, 3) and {tuple(pixel) for pixel in crop.reshape(-1, 3).tolist()} <= there
+
+
 def test_an_unknown_distortion_is_refused(photo: np.ndarray) -> None:
     with pytest.raises(RefineWrapError, match="no distortion 'fog'"):
         ladder(photo, "fog", [0.5], np.random.default_rng(0))

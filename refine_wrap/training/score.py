@@ -160,6 +160,7 @@ class ScoreData(ImageData):
         share = float(rng.uniform(*ENLARGED)) if soft else 1.0
         inner = (round(side[0] * share), round(side[1] * share))
         most = min(self.choice.shrink, *(have / want for have, want in zip(image.shape, inner, strict=False)))
+        most = max(most, 1.0)  # a photo smaller than the crop is mirrored, not enlarged
         factor = float(rng.uniform(min(CLEANED, most), most))
         wanted = (round(inner[0] * factor), round(inner[1] * factor))
         image = mirrored(image, *wanted)
