@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +19,13 @@ from .folder import PathLike, atomic_path
 from .resources import file_digest
 
 M = TypeVar("M", bound=BaseModel)
+E = TypeVar("E", bound=BaseModel)
+MANIFEST = "manifest.json"
+LOCK_SECONDS = 60.0
+FLUSH_SECONDS = 5.0
+"""What a killed run made since the manifest was written last is made again by the next: the same bytes."""
+_SPARING = 20
+"""A large manifest is written so seldom that no more than this part of the time goes into it."""
 
 
 def read_manifest(model: type[M], path: Path, *, there: str, other: str, expected: str, next_step: str) -> M:
@@ -65,22 +76,22 @@ def is_right(path: Path, digest: str) -> bool:
 
 
 @contextmanager
-def locked(path: PathLike, seconds: float = 60.0) -> Iterator[None]:
+def locked(path: PathLike) -> Iterator[None]:
     """Hold the lock of a file that several processes write, `.STEM.lock` beside it; its folder is made.
 
     Raises:
-        OutputError: another process has held it for so many seconds, or the folder cannot be written.
+        OutputError: another process has held it for LOCK_SECONDS, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
     target = Path(path)
-    lock = FileLock(target.with_name(f".{target.stem}.lock"), timeout=seconds)
+    lock = FileLock(target.with_name(f".{target.stem}.lock"), timeout=LOCK_SECONDS)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise OutputError(
-            f"{target} has been locked by another process for {seconds:.0f} s",
+            f"{target} has been locked by another process for {LOCK_SECONDS:.0f} s",
             "one that writes at a time",
             "wait for the other run, then run again",
         ) from None
@@ -102,3 +113,61 @@ def write_text(path: PathLike, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_manifest(path: PathLike, manifest: BaseModel) -> None:
+    """Replace a manifest, with each list of numbers on one line. Raises OutputError."""
+    text = manifest.model_dump_json(indent=1)
+    numbers = re.compile(r"\[\n([-\d.,\seEnul]*?)\n\s*\]")  # a line break: no string of JSON holds one
+    write_text(path, numbers.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text))
+
+
+@dataclass
+class SharedManifest(ABC, Generic[M, E]):
+    """The manifest of a folder that several processes fill: each adds its entries to what is there, under a lock."""
+
+    out: Path
+    settings: M
+    """Without entries."""
+    entries: dict[str, E]
+    """As far as this process knows."""
+    fresh: dict[str, E] = field(default_factory=dict)
+    written: float = field(default_factory=time.monotonic)
+    pause: float = field(default_factory=lambda: FLUSH_SECONDS)
+    """Seconds between two writings."""
+
+    FIELD: ClassVar[str]
+    """The manifest's field that holds the entries."""
+
+    @abstractmethod
+    def read(self) -> M:
+        """What is on the disk. Raises DataError: other settings than this run's."""
+
+    def merged(self, name: str, there: E | None, fresh: E) -> E:
+        """What to write where another process may have written its own. Raises OutputError."""
+        return fresh
+
+    def add(self, name: str, entry: E) -> None:
+        self.entries[name] = self.fresh[name] = entry
+        if time.monotonic() - self.written > self.pause:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added.
+
+        Raises:
+            DataError: the folder has other settings by now.
+            OutputError: it cannot be written.
+        """
+        if not self.fresh:
+            return
+        begun = time.monotonic()
+        with locked(self.out / MANIFEST):
+            found = self.read()
+            entries: dict[str, E] = dict(getattr(found, self.FIELD))
+            entries |= {name: self.merged(name, entries.get(name), entry) for name, entry in self.fresh.items()}
+            found = found.model_copy(update={self.FIELD: dict(sorted(entries.items()))})
+            write_manifest(self.out / MANIFEST, found)
+        self.fresh = {}
+        self.written = time.monotonic()
+        self.pause = max(FLUSH_SECONDS, _SPARING * (self.written - begun))

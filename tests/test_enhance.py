@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_supervision import generator
 
-from refine_wrap import Backbone, load_backbone, read_image, write_image
+from refine_wrap import Backbone, load_backbone, manifests, read_image, write_image
 from refine_wrap.cli.main import app
 from refine_wrap.errors import CheckpointError, DataError, ImageError, OutputError, RefineWrapError
 from refine_wrap.hub import Adapter, load_adapter, save_adapter
@@ -41,7 +41,6 @@ from refine_wrap.supervision import (
 from refine_wrap.supervision import change as changes
 from refine_wrap.supervision import enhancer as enhancers
 from refine_wrap.supervision import make as making
-from refine_wrap.supervision import manifest as manifests
 
 Files = dict[str, bytes]
 
@@ -178,6 +177,14 @@ def test_the_manifest_says_what_happened(photos: Path, tmp_path: Path, run: Any)
     (tmp_path / "out/manifest.json").write_text(json.dumps(again))
     with pytest.raises(DataError, match="is damaged"):
         run(photos, tmp_path / "out")
+
+
+def test_a_name_that_looks_like_a_list_of_numbers_is_kept(tmp_path: Path, run: Any) -> None:
+    name = "take [ 1, 2 ].png"
+    write_image(tmp_path / "gt" / name, Picture(scene(3, 9, 9)))
+    for _ in range(2):
+        run(tmp_path / "gt", tmp_path / "out")
+    assert list(Manifest.read(tmp_path / "out").pictures) == [name]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 2), (19, 5)])

@@ -14,13 +14,13 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from refine_wrap import manifests
 from refine_wrap.cli.main import app
 from refine_wrap.degradation import Blur, Degradation, Noise
 from refine_wrap.errors import DataError, OutputError, RecipeError, RefineWrapError
 from refine_wrap.evaluation import psnr
 from refine_wrap.evaluation.flawed import LEVELS, Manifest, make_flawed, verify_flawed
 from refine_wrap.evaluation.flawed import make as flawed
-from refine_wrap.evaluation.flawed import manifest as flawed_manifest
 from refine_wrap.images import Picture, read_image, write_image
 from refine_wrap.recipe import load_degradation
 
@@ -284,7 +284,7 @@ def test_one_process_at_a_time_writes_the_manifest(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_flawed(photos / "b.png", tmp_path / "set")
-    monkeypatch.setattr(flawed_manifest, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(manifests, "LOCK_SECONDS", 0.2)
     with FileLock(tmp_path / "set/.manifest.lock"), pytest.raises(OutputError, match="locked by another process"):
         make_flawed(photos, tmp_path / "set")
 

@@ -161,7 +161,7 @@ def enhance(
                 tally.done += outcome == "done"
                 tally.skipped += outcome == "skipped"
                 lossy += made and target.suffix.lower() in (".jpg", ".jpeg")
-                entry = manifest.pictures[worker.name]
+                entry = manifest.entries[worker.name]
                 tally.limited += entry.change.limited
                 tally.flagged += [worker.name] if entry.flagged else []
             if on_done is not None:
@@ -220,7 +220,7 @@ class _Worker:
         """Whether something had to be made. Raises RefineWrapError."""
         digest = source_digest(self.source, self.below)
         variants = self.enhancer.variants.digests(self.below)
-        entry = self.manifest.pictures.get(self.name)
+        entry = self.manifest.entries.get(self.name)
         if entry is not None and not self.overwrite:
             if (entry.source, entry.sha256, entry.variants) != (self.below, digest, variants):
                 same = (entry.source, entry.sha256) == (self.below, digest)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..degradation.settings import Section
 from ..errors import DataError
 from ..folder import PathLike
-from ..manifests import locked, read_manifest, write_text
+from ..manifests import MANIFEST, SharedManifest, locked, read_manifest, write_manifest
 from .change import Change
-
-MANIFEST = "manifest.json"
-FLUSH_SECONDS = 5.0
-"""What a killed run made since the manifest was written last is made again by the next."""
-_SPARING = 20
-"""A large manifest is written so seldom that no more than this part of the time goes into it."""
 
 
 class Settings(Section):
@@ -100,18 +91,10 @@ class Manifest(Section):
         )
 
 
-@dataclass
-class ManifestFile:
-    """A manifest that several processes write: each adds its pictures to what is there, under a lock."""
+class ManifestFile(SharedManifest[Manifest, EnhancedPicture]):
+    """`manifest.json` while pictures are added to it."""
 
-    out: Path
-    settings: Manifest
-    """Without pictures."""
-    pictures: dict[str, EnhancedPicture]
-    """As far as this process knows."""
-    fresh: dict[str, EnhancedPicture] = field(default_factory=dict)
-    written: float = field(default_factory=time.monotonic)
-    pause: float = FLUSH_SECONDS
+    FIELD = "pictures"
 
     @classmethod
     def open(cls, out: Path, wanted: Manifest, targets: list[Path], overwrite: bool) -> ManifestFile:
@@ -145,39 +128,13 @@ class ManifestFile:
                 _refuse_other(out, found, wanted)
                 judged = {name: each.judged(wanted.min_fidelity) for name, each in found.pictures.items()}
                 found = found.model_copy(update={"min_fidelity": wanted.min_fidelity, "pictures": judged})
-            write_text(out / MANIFEST, _as_text(found))
+            write_manifest(out / MANIFEST, found)
         return cls(out, found.model_copy(update={"pictures": {}}), dict(found.pictures))
 
-    def add(self, name: str, picture: EnhancedPicture) -> None:
-        self.pictures[name] = self.fresh[name] = picture
-        if time.monotonic() - self.written > self.pause:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was added.
-
-        Raises:
-            DataError: the folder has other settings by now.
-            OutputError: it cannot be written.
-        """
-        if not self.fresh:
-            return
-        begun = time.monotonic()
-        with locked(self.out / MANIFEST):
-            found = Manifest.read(self.out)
-            _refuse_other(self.out, found, self.settings)
-            pictures = {**found.pictures, **self.fresh}
-            found = found.model_copy(update={"pictures": dict(sorted(pictures.items()))})
-            write_text(self.out / MANIFEST, _as_text(found))
-        self.fresh = {}
-        self.written = time.monotonic()
-        self.pause = max(FLUSH_SECONDS, _SPARING * (self.written - begun))
-
-
-def _as_text(manifest: Manifest) -> str:
-    """JSON, with each list of numbers on one line."""
-    text = manifest.model_dump_json(indent=1)
-    return re.sub(r"\[\s+([-\d.,\seEnul]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    def read(self) -> Manifest:
+        found = Manifest.read(self.out)
+        _refuse_other(self.out, found, self.settings)
+        return found
 
 
 def _refuse_other(out: Path, found: Manifest, wanted: Manifest) -> None:

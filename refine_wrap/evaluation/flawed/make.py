@@ -182,7 +182,7 @@ class _Maker:
 
     def run(self) -> SetPhoto | None:
         """What was made; None: nothing had to be. Raises RefineWrapError."""
-        entry = self.manifest.photos.get(self.name)
+        entry = self.manifest.entries.get(self.name)
         digest = source_digest(self.source, self.below)
         if entry is not None:
             if (entry.source, entry.sha256) != (self.below, digest):

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ...degradation.settings import Degradation, Section
 from ...errors import DataError, OutputError
 from ...folder import PathLike
-from ...manifests import locked, read_manifest, write_text
+from ...manifests import MANIFEST, SharedManifest, locked, read_manifest, write_manifest
 from ...resources import file_digest
 from .levels import Level
 
 PRISTINE, FLAWED, INPUT = "pristine", "flawed_gt", "input"
-MANIFEST = "manifest.json"
-LOCK_SECONDS = 60.0
-FLUSH_SECONDS = 5.0
-"""What a killed run made since the manifest was written last is made again by the next: the same bytes."""
 
 
 class SetImage(Section):
@@ -95,17 +90,10 @@ class Manifest(Section):
         return {folder: sum(values) / len(values) for folder, values in sorted(found.items()) if values}
 
 
-@dataclass
-class ManifestFile:
-    """A manifest that several processes write: each adds its photos to what is there, under a lock."""
+class ManifestFile(SharedManifest[Manifest, SetPhoto]):
+    """`manifest.json` while photos are added to it."""
 
-    out: Path
-    settings: Manifest
-    """Without photos."""
-    photos: dict[str, SetPhoto]
-    """As far as this process knows."""
-    fresh: dict[str, SetPhoto] = field(default_factory=dict)
-    written: float = field(default_factory=time.monotonic)
+    FIELD = "photos"
 
     @classmethod
     def open(cls, out: Path, wanted: Manifest) -> ManifestFile:
@@ -115,7 +103,7 @@ class ManifestFile:
             DataError: the set has other settings, or there are such folders and no manifest.
             OutputError: it cannot be written.
         """
-        with locked(out / MANIFEST, LOCK_SECONDS):
+        with locked(out / MANIFEST):
             if (out / MANIFEST).exists():
                 found = Manifest.read(out)
                 _refuse_other(out, found, wanted)
@@ -127,33 +115,22 @@ class ManifestFile:
                             "a new folder, or one that refine-wrap make-flawed has made",
                         )
                 found = wanted
-                write_text(out / MANIFEST, found.model_dump_json(indent=1))
+                write_manifest(out / MANIFEST, found)
         return cls(out, found.model_copy(update={"photos": {}}), dict(found.photos))
 
-    def add(self, name: str, photo: SetPhoto) -> None:
-        self.photos[name] = self.fresh[name] = photo
-        if time.monotonic() - self.written > FLUSH_SECONDS:
-            self.flush()
+    def read(self) -> Manifest:
+        found = Manifest.read(self.out)
+        _refuse_other(self.out, found, self.settings)
+        return found
 
-    def flush(self) -> None:
-        """Write what was added. Raises OutputError."""
-        if not self.fresh:
-            return
-        with locked(self.out / MANIFEST, LOCK_SECONDS):
-            found = Manifest.read(self.out)
-            _refuse_other(self.out, found, self.settings)
-            for name, photo in self.fresh.items():
-                if found.photos.get(name, photo) != photo:
-                    raise OutputError(
-                        f"Another run has made {name} in {self.out} of another photo meanwhile",
-                        "one folder of photos for a set",
-                        f"refine-wrap make-flawed --verify -o {self.out} says which files are which",
-                    )
-            photos = {**found.photos, **self.fresh}
-            found = found.model_copy(update={"photos": dict(sorted(photos.items()))})
-            write_text(self.out / MANIFEST, found.model_dump_json(indent=1))
-        self.fresh = {}
-        self.written = time.monotonic()
+    def merged(self, name: str, there: SetPhoto | None, fresh: SetPhoto) -> SetPhoto:
+        if there not in (None, fresh):
+            raise OutputError(
+                f"Another run has made {name} in {self.out} of another photo meanwhile",
+                "one folder of photos for a set",
+                f"refine-wrap make-flawed --verify -o {self.out} says which files are which",
+            )
+        return fresh
 
 
 def _refuse_other(out: Path, found: Manifest, wanted: Manifest) -> None:
