@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -38,6 +40,8 @@ OTHER_INPUTS = {
     "noise of sigma 9": Degradation.model_validate({"noise": {"sigma": [9, 9]}}),
 }
 """Out of distribution, as paper 1 has it."""
+HELD_OUT = "as trained"
+KINDS = (HELD_OUT, *OTHER_INPUTS)
 ENHANCED: dict[str, Any] = {"supervision": {"input": "backbone"}}
 RUNS: dict[str, dict[str, Any]] = {
     "flawed ground truth": {},
@@ -71,7 +75,7 @@ def main() -> None:
         found = {"backbone alone": study.measure(load_backbone(BACKBONE))}
         for name in options.only or RUNS:
             found[name] = study.measure(study.trained(name))
-            print(name, {at: round(row["input"]["PSNR"], 3) for at, row in found[name].items()}, flush=True)
+            print(name, {at: round(row[HELD_OUT]["PSNR"], 3) for at, row in found[name].items()}, flush=True)
     about = {key: getattr(options, key) for key in ("level", "steps", "masks", "sr", "limit")}
     write(f"enhanced_refine_level{options.level}", {**about, "crop": CROP, "backbone": BACKBONE, "runs": found})
 
@@ -83,7 +87,7 @@ class Study:
         self.options, self.place = options, place
         self.level = f"level{options.level}"
         make_flawed(options.photos, place / "train", crop=CROP, grid=True)
-        make_flawed(options.held_out, place / "test", crop=CROP)
+        make_flawed(options.held_out, place / HELD_OUT, crop=CROP)
         for name, degradation in OTHER_INPUTS.items():
             make_flawed(options.held_out, place / name, crop=CROP, degradation=degradation)
         self.metrics = [full_reference(name) for name in METRICS]
@@ -137,28 +141,20 @@ class Study:
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, dict[str, dict[str, float]]]:
         """Mean figures against the pristine photos, by strength and by kind of input."""
-        strengths = STRENGTHS if isinstance(model, RefineWrapper) else (0.0,)
+        if not isinstance(model, RefineWrapper):
+            return {"alone": {kind: self.figures(model, kind) for kind in KINDS}}
         return {
-            f"strength {strength}" if isinstance(model, RefineWrapper) else "alone": {
-                kind: self.figures(model, strength, folder)
-                for kind, folder in {"input": "test", **{name: name for name in OTHER_INPUTS}}.items()
-            }
-            for strength in strengths
+            f"strength {at}": {kind: self.figures(partial(model, strength=at), kind) for kind in KINDS}
+            for at in STRENGTHS
         }
 
-    def figures(self, model: nn.Module, strength: float, folder: str) -> dict[str, float]:
+    def figures(self, model: Callable[[Tensor], Tensor], kind: str) -> dict[str, float]:
         rows = []
-        inputs = list_images(self.place / folder / "input" / self.level)[: self.options.limit]
-        for path in inputs:
-            low = read_image(path).tensor()
-            pristine = read_image(self.place / folder / "pristine" / path.name).tensor()
-            output = model(low, strength=strength) if isinstance(model, RefineWrapper) else model(low)
-            rows.append([self.value(metric, output.clamp(0, 1), pristine) for metric in self.metrics])
+        for path in list_images(self.place / kind / "input" / self.level)[: self.options.limit]:
+            output = model(read_image(path).tensor()).clamp(0, 1)
+            pristine = read_image(self.place / kind / "pristine" / path.name).tensor()
+            rows.append([float(metric(output, pristine)) for metric in self.metrics])
         return {metric.name: mean(row[i] for row in rows) for i, metric in enumerate(self.metrics)}
-
-    @staticmethod
-    def value(metric: Any, image: Tensor, pristine: Tensor) -> float:
-        return float(metric(image, pristine))
 
 
 if __name__ == "__main__":
