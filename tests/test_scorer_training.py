@@ -121,6 +121,26 @@ def test_an_unknown_distortion_is_refused(photo: np.ndarray) -> None:
         ladder(photo, "fog", [0.5], np.random.default_rng(0))
 
 
+def test_in_the_second_half_a_score_does_not_depend_on_the_batch(photos: Path) -> None:
+    run = recipe(photos, train__steps=4)
+    objective = ScoreObjective.of(run)
+    data = objective.data(run)[0]
+    batch = torch.utils.data.default_collate([data[index] for index in range(2)])
+    means = []
+    for _ in range(4):
+        objective.train()
+        with torch.no_grad():
+            losses = objective(batch)
+        means.append(objective.norms[0].running_mean.clone())
+    assert not torch.equal(means[0], means[1]) and torch.equal(means[1], means[2]) and torch.equal(means[2], means[3])
+    objective.eval()
+    with torch.no_grad():
+        again = objective(batch)
+    assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(
+        {name: float(loss) for name, loss in again.items()}, rel=1e-4
+    )
+
+
 def test_the_losses_want_the_right_order() -> None:
     good, bad = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 3.0])
     better = torch.ones(3, 3, dtype=torch.bool).triu(1)

@@ -83,8 +83,8 @@ class ScorerChoice(Section):
     options: dict[str, Any] = {}
     """Arguments of that model."""
     supervision: Literal["order", "reference"] = "order"
-    """order: the better of two must score higher: the better step of a ladder, and of two ladders the one that all
-    `metrics` agree on. reference: the better step must score higher, and the score is what `metrics` say."""
+    """The better step of a ladder must score higher. Besides, order: of two pictures the one that all `metrics` clearly
+    prefer; reference: of two versions of a crop the one that the mean of `metrics` prefers, by how much it does."""
     metrics: Annotated[list[Literal["SSIM", "FSIM", "VIF", "GMSD", "NLPD"]], Field(min_length=1)] = [
         "SSIM",
         "FSIM",

@@ -18,7 +18,7 @@ from ..backbone import Backbone, load_backbone
 from ..degradation.ladders import DISTORTIONS, between, camera_noise, ladder, rounded
 from ..degradation.settings import Jpeg
 from ..degradation.synthetic import as_float, compress, filtered, gaussian_kernel, to_8bit
-from ..scorers.learned import SPREAD, LearnedScorer
+from ..scorers.learned import LearnedScorer
 from .data import ImageData, ImageStore, as_tensor, mirrored, rows, validation_rows
 from .frozen import OutputStore
 from .objectives import Objective
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe, ScorerChoice
 
 Array = npt.NDArray[Any]
-FORMAT = 7
+FORMAT = 8
 """Version of the ladders that are kept; part of every key."""
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a crop is drawn again while its standard deviation is below this: blur does not show on a plain wall."""
@@ -41,13 +41,17 @@ share of their size."""
 NETWORK = "network:"
 """What the name of a ladder begins with whose steps a network has made."""
 
+SETTLED = 0.5
+"""After this share of the training batch norms keep their statistics. A score of its own is what is learned then, not
+one that depends on the other crops of a batch: a DenseNet gave its own training crops 2.6 logits less in use."""
+
 
 class ScoreData(ImageData):
     """Ladders: `images` (M, 3, c, c), a crop and then its distorted versions, ladder after ladder, RGB in [0, 1].
 
     `ladder` (M,) numbers the ladders from 1, the crop itself being 0, and `step` (M,) their steps from good to bad;
-    `shares` (M, metrics) is what full-reference metrics say of each, in [0, 1], higher is better: against the crop,
-    times what they say of the crop against the scene before the camera.
+    `shares` (M, metrics) is what full-reference metrics say of each against the crop, in [0, 1], higher is better.
+    The crop is the measure also where it is soft: sharpening it is no improvement.
 
     Args:
         store: the decoded photos.
@@ -92,8 +96,8 @@ class ScoreData(ImageData):
 
         choice = self.choice
         camera = Camera(rng) if rng.random() < choice.soft else None
-        pristine = self.photo_crop(row, rng, soft=camera is not None)
-        base = pristine if camera is None else camera.taken(pristine)
+        base = self.photo_crop(row, rng, soft=camera is not None)
+        base = base if camera is None else camera.taken(base)
         versions, ladders, steps = [base], [0], [0]
         for number, name in enumerate(self.drawn(rng), 1):
             # Sometimes the whole ladder is in the light half: small differences are what is asked for in the end.
@@ -104,10 +108,7 @@ class ScoreData(ImageData):
             ladders += [number] * choice.steps
             steps += range(1, choice.steps + 1)
         images = torch.stack([as_tensor(v if camera is None else camera.saved(v)) for v in versions])
-        # What a distortion leaves of the crop, and the camera of the scene: sharpening a soft crop is no improvement.
         left = shares(images, images[:1], choice.metrics)
-        if camera is not None:
-            left = left * shares(images[:1], as_tensor(pristine)[None], choice.metrics)
         return {"images": images, "ladder": torch.tensor(ladders), "step": torch.tensor(steps), "shares": left}
 
     def drawn(self, rng: np.random.Generator) -> list[str]:
@@ -226,22 +227,27 @@ def through(network: Backbone, image: Array, strength: float, rng: np.random.Gen
 
 
 class ScoreObjective(Objective):
-    """Train a scorer: better steps of a ladder must score higher, or as the full-reference metrics say."""
+    """Train a scorer: better steps of a ladder must score higher, and what full-reference metrics prefer."""
 
     result = "scorer"
 
-    def __init__(self, scorer: LearnedScorer, choice: ScorerChoice) -> None:
+    def __init__(self, scorer: LearnedScorer, choice: ScorerChoice, batches: int) -> None:
         super().__init__()
         self.scorer, self.choice = scorer, choice
+        self.learned = round(SETTLED * batches)
+        self.norms = [part for part in scorer.modules() if isinstance(part, nn.BatchNorm2d)]
+        for norm in self.norms:
+            norm.momentum = 0.01  # few crops make a batch: statistics of ten of them change with what they show
 
     @classmethod
     def of(cls, recipe: Recipe) -> ScoreObjective:
         """The untrained scorer of a recipe, its weights drawn from the recipe's seed."""
-        choice = recipe.scorer
+        choice, train = recipe.scorer, recipe.train
         assert choice is not None  # the recipe has checked it
-        torch.manual_seed(recipe.train.seed)
+        torch.manual_seed(train.seed)
         with recipe.at("scorer.trunk", "scorer"):
-            return cls(LearnedScorer(recipe.name, choice.trunk, choice.options, recipe.licence or "none given"), choice)
+            scorer = LearnedScorer(recipe.name, choice.trunk, choice.options, recipe.licence or "none given")
+        return cls(scorer, choice, train.steps * train.accumulate)
 
     def train(self, mode: bool = True) -> ScoreObjective:
         super().train(mode)
@@ -272,22 +278,25 @@ class ScoreObjective(Objective):
         return train, ScoreData(held_out, self.choice, **options, fixed=True)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        if self.training and self.norms and int(self.norms[0].num_batches_tracked or 0) >= self.learned:
+            for norm in self.norms:
+                norm.eval()
         images: Tensor = batch["images"]
         scores = self.scorer.logits(images.flatten(0, 1))
         shares = batch["shares"].flatten(0, 1)
         crop = torch.arange(len(images), device=scores.device).repeat_interleave(images.shape[1])
         pairs = ordered(crop, batch["ladder"].flatten(), batch["step"].flatten(), shares)
         if self.choice.supervision == "reference":
-            target = shares.mean(1)
             # Within a ladder the order is known for certain, also where it moves the metrics little, as light noise
-            # does. Between crops quality is hard to tell from what they show.
-            return {
+            # does. Crops are not compared with others: softness and noise would be told from what they show, badly.
+            losses = {
                 "ladder": in_order(scores, pairs[0]),
-                "crop": by_target(scores, target, crop[:, None] == crop[None]),
-                "photos": 0.5 * by_target(scores, target, crop[:, None] != crop[None]),
-                "target": functional.smooth_l1_loss((scores / SPREAD).sigmoid(), target, beta=0.05),
+                "crop": by_target(scores, shares.mean(1), crop[:, None] == crop[None]),
             }
-        losses = {name: weight * in_order(scores, better) for (name, weight), better in zip(PAIRS, pairs, strict=True)}
+        else:
+            losses = {
+                name: weight * in_order(scores, better) for (name, weight), better in zip(PAIRS, pairs, strict=True)
+            }
         return {**losses, "size": 1e-3 * scores.square().mean()}
 
     def networks(self) -> list[nn.Module]:
