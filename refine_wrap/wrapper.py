@@ -27,7 +27,8 @@ class RefineWrapper(nn.Module):
     statistics too (`freeze(False)` lets it train). An untrained wrapper returns exactly what the backbone returns.
 
     Args:
-        backbone: a `Backbone`, or any restoration network as an `nn.Module` (it is made a `Backbone`).
+        backbone: a `Backbone`, or any restoration network as an `nn.Module` (it is made a `Backbone`). `nn.Identity()`
+            for pictures that are restored already.
         refiner: a preset ("ornet-lite", "ornet-small", "ornet"), the options of `ORNet`, or a module that is called as
             `refiner(image, strength, quality)` and returns an image of the same shape.
         quality_head: a module that steers the backbone's tapped features by the wanted quality, or None.
@@ -107,6 +108,11 @@ class RefineWrapper(nn.Module):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that take gradients: the refiner's and the head's, and the backbone's unless it is frozen."""
         return [p for p in self.parameters() if p.requires_grad]
+
+    @property
+    def any_backbone(self) -> bool:
+        """Whether there is no network behind `backbone`: what is saved then goes with any."""
+        return isinstance(self.backbone.module, nn.Identity)
 
     @property
     def scale(self) -> int:
@@ -189,7 +195,9 @@ class RefineWrapper(nn.Module):
             kind="refiner",
             config={"refiner": self.refiner.config()},
             tensors={name: value.detach().to("cpu").contiguous() for name, value in added.items()},
-            backbone={
+            backbone=None
+            if self.any_backbone
+            else {
                 "source": self.backbone.source,
                 "family": self.backbone.spec.family,
                 "scale": self.scale,
@@ -236,7 +244,7 @@ class RefineWrapper(nn.Module):
         if backbone is None:
             backbone = _own_backbone(folder, adapter.backbone)
         body = load_backbone(backbone, device=device)
-        if adapter.backbone is not None:  # a converted ORNet goes with any backbone
+        if adapter.backbone is not None:  # one of no backbone goes with any
             body.check_fingerprint(adapter.backbone, allow_other_weights=allow_other_weights)
         if not isinstance(adapter.config.get("refiner"), Mapping):
             raise CheckpointError(f"{folder}: the config has no refiner", "the options of ORNet under config.refiner")

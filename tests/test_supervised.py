@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from refine_wrap import Picture, Recipe, RefineWrapper, load_backbone, read_image, write_image
 from refine_wrap.cli.main import app
-from refine_wrap.errors import DataError, RecipeError, RefineWrapError
+from refine_wrap.errors import CheckpointError, DataError, RecipeError, RefineWrapError
 from refine_wrap.hub import load_adapter
 from refine_wrap.resources import weights_dir
 from refine_wrap.supervision import FrequencyMaskGenerator, enhanced, load_mask_generator, save_mask_generator
@@ -163,13 +163,21 @@ def test_scorers_train_masks_and_are_recorded(place: Path, tmp_path: Path) -> No
     assert len(adapter.scorers) == 1 and adapter.scorers[0].startswith("taste@")
 
 
-def test_the_shipped_recipe_trains_from_the_command_line(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["masks", "refiner"])
+def test_a_shipped_recipe_trains_from_the_command_line(place: Path, tmp_path: Path, name: str) -> None:
     photos = place / "photos"
     words = [f"data.train.gt={photos}", f"data.validation.gt={photos}", "data.validation.limit=1", "data.crop=32"]
-    words += [f"supervision.sr={place / 'sr.safetensors'}", "masks.options={width: 4, rings: 5}", "train.steps=4"]
-    result = CliRunner().invoke(app, ["finetune", "masks", *words, "train.batch_size=1", f"output={tmp_path / 'run'}"])
+    words += [f"supervision.sr={place / 'sr.safetensors'}", "train.steps=4", "train.batch_size=1"]
+    if name == "masks":
+        words.append("masks.options={width: 4, rings: 5}")
+    else:
+        words.append(f"supervision.masks={place / 'masks'}")
+    result = CliRunner().invoke(app, ["finetune", name, *words, f"output={tmp_path / 'run'}"])
     assert result.exit_code == 0, result.output
-    assert load_mask_generator(tmp_path / "run/masks").config()["width"] == 4
+    if name == "masks":
+        assert load_mask_generator(tmp_path / "run/masks").config()["width"] == 4
+    else:
+        assert load_adapter(tmp_path / "run/adapter").backbone is None
 
 
 @pytest.mark.parametrize("shown", ["backbone", "ground_truth", "both"])
@@ -189,6 +197,43 @@ def test_a_refiner_learns_enhanced_ground_truth(place: Path, tmp_path: Path, sho
     assert adapter.kind == "refiner" and adapter.scorers == ["gauge@0123456789abcdef"]
     line = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])
     assert set(line["losses"]) == {"l1", "fidelity mse"}
+
+
+@pytest.mark.parametrize("degradation", [None, {"noise": {"sigma": [5, 10]}}])
+def test_a_refiner_of_ground_truths_alone_goes_behind_any_network(
+    place: Path, tmp_path: Path, degradation: dict[str, Any] | None
+) -> None:
+    run = recipe(
+        place,
+        tmp_path / "run",
+        "refine",
+        backbone=None,
+        supervision__input="ground_truth",
+        data__degradation=degradation,
+    )
+    objective = build_objective(run)
+    assert isinstance(objective, EnhancedObjective)
+    sample = objective.data(run)[0][(0, 0)]
+    shown = sample["gt" if degradation is None else "lq"]
+    batch = {name: sample[name][None] for name in ("lq", "gt", "variants") if name in sample}
+    target = enhanced(shown[None], batch["variants"], objective.generator, torch.tensor([0.9])).clamp(0, 1)
+    losses = objective({**batch, "strength": torch.tensor([0.9])})
+    assert torch.isclose(losses["l1"], (shown - target).abs().mean())  # untrained it gives what it is shown
+
+    made = finetune(run, quiet=True)
+    found = load_adapter(made)
+    names = {entry["name"] for entry in found.metrics}
+    assert found.backbone is None and names == {"PSNR", "SSIM"} | (
+        {"PSNR input", "SSIM input"} if degradation else set()
+    )
+    assert "goes with any restoration network" in (made / "README.md").read_text()
+    with pytest.raises(CheckpointError, match="names none"):
+        RefineWrapper.from_pretrained(made)
+    for backbone in (place / "naf.safetensors", place / "sr.safetensors"):
+        model = RefineWrapper.from_pretrained(made, backbone=backbone)
+        low = torch.rand(1, 3, 16, 16)
+        refined = model.refiner(model.backbone(low), 0.3)
+        assert torch.equal(model(low), refined) and not torch.equal(refined, model.backbone(low))
 
 
 def test_the_refiner_is_shown_and_compared_with_the_right_pictures(place: Path, tmp_path: Path) -> None:
@@ -233,6 +278,10 @@ def test_ready_variants_lie_where_the_crop_lies(place: Path, tmp_path: Path) -> 
         build_objective(run).data(run)
 
 
+ALONE: dict[str, Any] = {"objective": "refine", "backbone": None}
+SHOWN_TRUTHS: dict[str, Any] = {**ALONE, "supervision__input": "ground_truth"}
+
+
 @pytest.mark.parametrize(
     ("change", "came"),
     [
@@ -245,6 +294,14 @@ def test_ready_variants_lie_where_the_crop_lies(place: Path, tmp_path: Path) -> 
         ({"masks__options": {"wdith": 3}}, "cannot be built"),
         ({"objective": "restore", "backbone": {"arch": "NAFNet"}, "masks": None}, "supervision is given"),
         ({"supervision__fidelity": {"l1": 0}}, "no loss has a weight"),
+        (ALONE, "input is backbone, and there is no backbone"),
+        ({**ALONE, "supervision": None}, "backbone is not given"),
+        ({**SHOWN_TRUTHS, "data__degradation": {"scale": 2}}, "scale is 2"),
+        (
+            {**SHOWN_TRUTHS, "data__degradation": None, "data__train": {"gt": ["a"], "lq": ["b"]}},
+            "looks at ground truths alone",
+        ),
+        ({**SHOWN_TRUTHS, "backbone_cache": {"keep": "memory"}}, "and no backbone"),
     ],
 )
 def test_recipes_that_do_not_go_together_are_refused(

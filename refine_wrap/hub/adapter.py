@@ -46,7 +46,8 @@ class Adapter:
     tensors: dict[str, Tensor]
     """Only what was added; the backbone is not in it."""
     backbone: dict[str, Any] | None = None
-    """`source`, `family`, `scale`, `structure` and `weights` (hashes, hexadecimal). None: it belongs to no backbone."""
+    """`source`, `family`, `scale`, `structure` and `weights` (hashes, hexadecimal). None: it belongs to no backbone;
+    a refiner goes with any then."""
     strength: float = 0.3
     """Default strength, in [0, 1]."""
     recipe: dict[str, Any] | None = None

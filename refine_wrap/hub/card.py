@@ -41,7 +41,7 @@ def model_card(adapter: Adapter, name: str = "FOLDER_OR_ORG/NAME") -> str:
         CARD_MARK,
         _what_it_is(record),
         "## Use\n\n" + _fenced(_snippet(record, name), "python"),
-        *([] if adapter.kind in ALONE else ["## Backbone\n\n" + _about_backbone(record["backbone"])]),
+        *([] if adapter.kind in ALONE else ["## Backbone\n\n" + _about_backbone(record)]),
         "## Training data\n\n" + _about_data(record),
         "## Recipe\n\n" + (_fenced(_yaml(record["recipe"]), "yaml") if record["recipe"] else "None was recorded."),
         "## Metrics\n\n" + _about_metrics(record),
@@ -115,7 +115,7 @@ def _snippet(record: Mapping[str, Any], name: str) -> str:
     if record["kind"] in ALONE:
         module, load = ALONE[record["kind"]]
         return f'from {module} import {load}\n\n{record["kind"]} = {load}("{name}")'
-    if record["kind"] != "refiner" or not record["backbone"]:
+    if record["kind"] != "refiner":
         return f'from refine_wrap.hub import load_adapter, resolve\n\nadapter = load_adapter(resolve("{name}"))'
     weights = str(_source(record["backbone"]).get("weights", ""))
     if weights.startswith(("hf://", "shipped:")):
@@ -127,7 +127,10 @@ def _snippet(record: Mapping[str, Any], name: str) -> str:
     return f'from refine_wrap import {names}\n\nmodel = {call}\nmodel.restore("photo.jpg", "restored.png")'
 
 
-def _about_backbone(backbone: Mapping[str, Any] | None) -> str:
+def _about_backbone(record: Mapping[str, Any]) -> str:
+    backbone = record["backbone"]
+    if not backbone and record["kind"] == "refiner":
+        return "It goes with any restoration network: it sees nothing but the restored image."
     if not backbone:
         return "It belongs to no backbone."
     source = _source(backbone)

@@ -51,7 +51,8 @@ class Recipe(Section):
     score: train a no-reference scorer of image quality. masks: train the generator of frequency masks that mixes a
     ground truth with its super-resolved variants."""
     backbone: BackboneChoice | None = None
-    """The restoration network, for the objectives restore and refine."""
+    """The restoration network, for the objectives restore and refine. Without one a refiner learns from ground truths
+    alone (supervision.input: ground_truth), and goes behind any network."""
     scorer: ScorerChoice | None = None
     """The scorer, for the objective score."""
     supervision: SupervisionChoice | None = None
@@ -92,7 +93,7 @@ class Recipe(Section):
     def _agrees(self) -> Recipe:
         _check_parts(self)
         _check_trainable(self)
-        if self.objective in ("restore", "refine"):
+        if self.backbone is not None:
             _check_folders(self.data)
         if self.data.degradation is not None and self.data.crop % self.data.degradation.scale:
             scale = self.data.degradation.scale
@@ -104,10 +105,11 @@ class Recipe(Section):
                 f"a divisor of train.batch_size, {self.train.batch_size}",
             )
         if self.backbone_cache.keep != "none":
-            if self.objective != "refine":
+            if self.objective != "refine" or self.backbone is None:
                 raise cross(
                     "backbone_cache.keep",
-                    f"backbone_cache.keep is {self.backbone_cache.keep} with objective {self.objective}",
+                    f"backbone_cache.keep is {self.backbone_cache.keep} with objective {self.objective}"
+                    + " and no backbone" * (self.backbone is None),
                     "objective refine, whose backbone is frozen",
                 )
             if self.data.variants is None:
@@ -207,7 +209,14 @@ def _check_parts(recipe: Recipe) -> None:
     needed, allowed = _SECTIONS[recipe.objective]
     for name in ("backbone", "scorer", "supervision", "masks"):
         given = getattr(recipe, name) is not None
-        if name in needed and not given:
+        if name == "backbone" and recipe.objective == "refine" and not given and recipe.supervision is not None:
+            if recipe.supervision.input != "ground_truth":
+                raise cross(
+                    "supervision.input",
+                    f"supervision.input is {recipe.supervision.input}, and there is no backbone",
+                    "a section backbone, or supervision.input: ground_truth, which makes a refiner for any network",
+                )
+        elif name in needed and not given:
             raise cross(name, f"{name} is not given", f"a section {name}, for the objective {recipe.objective}")
         if given and name not in (*needed, *allowed):
             raise cross(name, f"{name} is given with objective {recipe.objective}", f"no section {name}")
@@ -215,8 +224,8 @@ def _check_parts(recipe: Recipe) -> None:
         raise cross(
             "data", "the objective score makes its own pictures from data.train.gt", "neither lq nor data.degradation"
         )
-    if recipe.objective == "masks" and recipe.data.train.lq is not None:
-        raise cross("data.train.lq", "the objective masks looks at ground truths alone", "no lq")
+    if recipe.objective in ("masks", "refine") and recipe.backbone is None and recipe.data.train.lq is not None:
+        raise cross("data.train.lq", f"the objective {recipe.objective} looks at ground truths alone here", "no lq")
 
 
 def _check_supervision(recipe: Recipe, choice: SupervisionChoice) -> None:
@@ -233,7 +242,7 @@ def _check_supervision(recipe: Recipe, choice: SupervisionChoice) -> None:
         if "gan" in weights:
             raise cross("supervision.fidelity.gan", "supervision.fidelity has an adversarial loss", "losses.gan")
     scale = 1 if recipe.data.degradation is None else recipe.data.degradation.scale
-    if recipe.objective == "masks" and scale != 1:
+    if recipe.backbone is None and scale != 1:
         raise cross("data.degradation.scale", f"data.degradation.scale is {scale}", "1: a flawed ground truth's size")
 
 

@@ -25,8 +25,8 @@ class SupervisionChoice(Section):
     masks: FilePath = "shipped:masks"
     """For the objective refine: the mask generator, which is frozen."""
     input: Literal["backbone", "ground_truth", "both"] = "backbone"
-    """For the objective refine: what the refiner is shown. ground_truth: as the paper's code. both: each sample
-    twice."""
+    """For the objective refine: what the refiner is shown. ground_truth: as the paper's code; no backbone is needed
+    then. both: each sample twice."""
     fidelity: LossChoice | None = None
     """For the objective refine: losses toward the ground truth as it is, beside `losses` toward the enhanced one."""
 

@@ -147,11 +147,11 @@ class ImageObjective(Objective):
         try:
             for index in range(count):
                 sample = data[index]
-                lq, gt = sample["lq"][None].to(device), sample["gt"][None].to(device)
+                lq, gt = (sample[name][None].to(device) for name in ("lq" if "lq" in sample else "gt", "gt"))
                 shown = {
                     "": self.predict(lq),
                     " backbone": self.baseline(lq),
-                    " input": lq if border == 0 else None,
+                    " input": lq if border == 0 and "lq" in sample else None,
                 }
                 for protocol in protocols:
                     for of, image in shown.items():
@@ -318,13 +318,15 @@ def build_objective(recipe: Recipe) -> Objective:
         from .supervised import MasksObjective
 
         return MasksObjective.of(recipe)
-    assert recipe.backbone is not None  # the recipe has checked it
     with recipe.at("losses"):
         losses = LossSet(recipe.losses)
     torch.manual_seed(recipe.train.seed)
-    choice = recipe.backbone.model_dump(exclude_none=True)
-    with recipe.at("backbone.weights", "backbone"):
-        backbone = load_backbone({key: value for key, value in choice.items() if value or key == "options"})
+    if recipe.backbone is None:
+        backbone = load_backbone(nn.Identity())
+    else:
+        choice = recipe.backbone.model_dump(exclude_none=True)
+        with recipe.at("backbone.weights", "backbone"):
+            backbone = load_backbone({key: value for key, value in choice.items() if value or key == "options"})
     if recipe.objective == "restore":
         if recipe.trainable != ["lora"]:
             return RestoreObjective(backbone, losses)

@@ -192,7 +192,8 @@ class MasksObjective(Objective):
 class EnhancedObjective(RefineObjective):
     """Keep the backbone frozen and train the refiner toward enhanced ground truth, at each sample's own strength.
 
-    A batch is that of `RefineObjective` with `variants` (B, N, 3, H, W) of its ground truth.
+    A batch is that of `RefineObjective` with `variants` (B, N, 3, H, W) of its ground truth. Without a backbone it is
+    that of `MasksObjective`: where `gt` is a pristine photo, the flawed `lq` is the ground truth.
 
     Source: paper 1, 3.4 and train.py, where the refiner is shown the ground truth alone.
     """
@@ -200,6 +201,7 @@ class EnhancedObjective(RefineObjective):
     def __init__(self, wrapper: RefineWrapper, losses: LossSet, choice: SupervisionChoice) -> None:
         super().__init__(wrapper, losses)
         self.choice = choice
+        self.alone = wrapper.any_backbone
         self.generator = load_mask_generator(choice.masks).requires_grad_(False).eval()
         if self.generator.images != len(choice.factors) + 1:
             raise RefineWrapError(
@@ -210,6 +212,10 @@ class EnhancedObjective(RefineObjective):
         self.trained_on = list(self.generator.scorers)
         self.fidelity = None if choice.fidelity is None else LossSet(choice.fidelity)
 
+    def baseline(self, lq: Tensor) -> Tensor | None:
+        """The backbone's output, if there is one."""
+        return None if self.alone else super().baseline(lq)
+
     def train(self, mode: bool = True) -> EnhancedObjective:
         super().train(mode)
         self.generator.eval()
@@ -217,11 +223,12 @@ class EnhancedObjective(RefineObjective):
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         train, validation = super().data(recipe)
-        add_variants(recipe, train, None, "gt")  # validation is against the ground truth as it is
+        # Validation is against the ground truth as it is.
+        add_variants(recipe, train, None, "lq" if self.alone and recipe.data.degradation is not None else "gt")
         return train, validation
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        gt, strength = batch["gt"], batch["strength"]
+        gt, strength = batch["lq" if self.alone and "lq" in batch else "gt"], batch["strength"]
         with torch.no_grad():
             target = enhanced(gt, batch["variants"], self.generator, strength).clamp(0, 1)
         shown = []
