@@ -24,6 +24,8 @@ from refine_wrap.evaluation import Evaluation, Outputs, evaluate
 from refine_wrap.folder import list_images
 
 METRICS = ("PSNR", "SSIM", "FSIM", "VIF")
+DENOISER = "dncnn_color_15"
+UPSCALERS = ("realesr-animevideov3", "RealESRGAN_x4plus")
 SCALE = 4
 
 
@@ -36,62 +38,72 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    weights = options.shared / "weights"
-    judges = [
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        polyu = on_polyu(options.shared, work / "polyu", options.pairs)
+        polyu.save(work / "polyu.json")
+        real = on_realsrset(options.shared, work / "realsrset", options.photos, work / "polyu.json")
+    write("baselines", {"polyu": summary(polyu), "realsrset": summary(real)})
+
+
+def judges(shared: Path) -> list[str]:
+    weights = shared / "weights"
+    return [
         "shipped:ranker",
         "shipped:gauge",
         f"niqe={weights / 'niqe_pris_params.npz'}",
         f"cnniqa={weights / 'cnniqa_live.safetensors'}",
         f"nima={weights / 'nima_mobilenet_aesthetic_keras.safetensors'}",
     ]
-    with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        polyu = on_polyu(options.shared, work / "polyu", judges, options.pairs)
-        polyu.save(work / "polyu.json")
-        real = on_realsrset(options.shared, work, judges, options.photos)
-    write("baselines", {"polyu": summary(polyu), "realsrset": summary(real)})
 
 
-def on_polyu(shared: Path, work: Path, judges: list[str], limit: int | None) -> Evaluation:
+def on_polyu(shared: Path, work: Path, limit: int | None) -> Evaluation:
+    polyu_pictures(shared, work, limit)
+    return evaluate(
+        [Outputs(work / DENOISER), Outputs(work / "gt", "ground truth")],
+        Outputs(work / "noisy"),
+        gt=work / "gt",
+        lq=work / "noisy",
+        metrics=METRICS,
+        judges=judges(shared),
+        notify=progress,
+    )
+
+
+def on_realsrset(shared: Path, work: Path, limit: int | None, validity: Path) -> Evaluation:
+    realsrset_pictures(shared, work, limit)
+    return evaluate(
+        [Outputs(work / name) for name in UPSCALERS],
+        Outputs(work / "bicubic"),
+        lq=work / "lq",
+        judges=judges(shared),
+        validity=validity,
+        notify=progress,
+    )
+
+
+def polyu_pictures(shared: Path, work: Path, limit: int | None) -> None:
+    """`noisy`, `gt` and what the denoiser makes, each in its folder; what is there stays."""
     folder = shared / "data/paired/polyu"
     noisy = sorted(folder.glob("*_real.JPG"))
     for path in noisy[:: -(-len(noisy) // (limit or len(noisy)))]:
         name = path.name.removesuffix("_real.JPG")
         for kind, source in (("noisy", path), ("gt", path.with_name(f"{name}_mean.JPG"))):
             link(source, work / kind / f"{name}.jpg")
-    restored(load_backbone(shared / "weights/dncnn_color_15.safetensors"), work / "noisy", work / "dncnn_color_15")
-    return evaluate(
-        [Outputs(work / "dncnn_color_15"), Outputs(work / "gt", "ground truth")],
-        Outputs(work / "noisy"),
-        gt=work / "gt",
-        lq=work / "noisy",
-        metrics=METRICS,
-        judges=judges,
-        notify=progress,
-    )
+    restored(load_backbone(shared / f"weights/{DENOISER}.safetensors"), work / "noisy", work / DENOISER)
 
 
-def on_realsrset(shared: Path, work: Path, judges: list[str], limit: int | None) -> Evaluation:
-    place = work / "realsrset"
+def realsrset_pictures(shared: Path, work: Path, limit: int | None) -> None:
+    """`lq`, `bicubic` and what each upscaler makes, each in its folder; what is there stays."""
     for path in list_images(shared / "data/real_lq/RealSRSet")[:limit]:
-        link(path, place / "lq" / path.name)
-        target = place / "bicubic" / f"{path.stem}.png"
+        link(path, work / "lq" / path.name)
+        target = work / "bicubic" / f"{path.stem}.png"
         if not target.is_file():
             pixels = read_image(path).pixels
             larger = cv2.resize(pixels, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
             write_image(target, Picture(larger.reshape(*larger.shape[:2], pixels.shape[2])))
-    outputs = []
-    for name in ("realesr-animevideov3", "RealESRGAN_x4plus"):
-        restored(load_backbone(shared / f"weights/{name}.fp16.safetensors"), place / "lq", place / name)
-        outputs.append(Outputs(place / name))
-    return evaluate(
-        outputs,
-        Outputs(place / "bicubic"),
-        lq=place / "lq",
-        judges=judges,
-        validity=work / "polyu.json",
-        notify=progress,
-    )
+    for name in UPSCALERS:
+        restored(load_backbone(shared / f"weights/{name}.fp16.safetensors"), work / "lq", work / name)
 
 
 def link(source: Path, target: Path) -> None:
