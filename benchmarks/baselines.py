@@ -30,13 +30,7 @@ SCALE = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shared", type=Path)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--pairs", type=int, help="PolyU pairs; default: all")
-    parser.add_argument("--photos", type=int, help="photos of RealSRSet; default: all")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
@@ -44,6 +38,17 @@ def main() -> None:
         polyu.save(work / "polyu.json")
         real = on_realsrset(options.shared, work / "realsrset", options.photos, work / "polyu.json")
     write("baselines", {"polyu": summary(polyu), "realsrset": summary(real)})
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Where the photos are, how many of them, and where pictures are kept."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--pairs", type=int, help="PolyU pairs; default: all")
+    parser.add_argument("--photos", type=int, help="photos of RealSRSet; default: all")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
 
 
 def judges(shared: Path) -> list[str]:

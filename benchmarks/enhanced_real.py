@@ -12,12 +12,21 @@ with what the network makes alone: win rate, metrics where a ground truth exists
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
-from baselines import DENOISER, UPSCALERS, judges, polyu_pictures, progress, realsrset_pictures, restored, summary
+from baselines import (
+    DENOISER,
+    UPSCALERS,
+    arguments,
+    judges,
+    polyu_pictures,
+    progress,
+    realsrset_pictures,
+    restored,
+    summary,
+)
 from common import write
 from torch import nn
 
@@ -31,14 +40,9 @@ CROP = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shared", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--held-out", type=Path, required=True, help="photos that nothing was trained on")
     parser.add_argument("--adapter", default="shipped:refiner")
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--pairs", type=int, help="PolyU pairs; default: all")
-    parser.add_argument("--photos", type=int, help="photos of RealSRSet; default: all")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shared: Path = options.shared

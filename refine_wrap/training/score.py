@@ -97,7 +97,8 @@ class ScoreData(ImageData):
         choice = self.choice
         camera = Camera(rng) if rng.random() < choice.soft else None
         base = self.photo_crop(row, rng, soft=camera is not None)
-        base = base if camera is None else camera.taken(base)
+        if camera is not None:
+            base = camera.taken(base)
         versions, ladders, steps = [base], [0], [0]
         for number, name in enumerate(self.drawn(rng), 1):
             # Sometimes the whole ladder is in the light half: small differences are what is asked for in the end.
@@ -108,8 +109,12 @@ class ScoreData(ImageData):
             ladders += [number] * choice.steps
             steps += range(1, choice.steps + 1)
         images = torch.stack([as_tensor(v if camera is None else camera.saved(v)) for v in versions])
-        left = shares(images, images[:1], choice.metrics)
-        return {"images": images, "ladder": torch.tensor(ladders), "step": torch.tensor(steps), "shares": left}
+        return {
+            "images": images,
+            "ladder": torch.tensor(ladders),
+            "step": torch.tensor(steps),
+            "shares": shares(images, images[:1], choice.metrics),
+        }
 
     def drawn(self, rng: np.random.Generator) -> list[str]:
         """The names of a crop's ladders, no two the same while there are enough."""
