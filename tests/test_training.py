@@ -419,6 +419,39 @@ def test_refine_draws_the_strength_of_every_sample(photos: Path) -> None:
     assert trained == {id(parameter) for parameter in objective.trained().parameters()}
 
 
+def test_a_plain_network_without_weights_starts_with_a_signal(photos: Path) -> None:
+    options = {"num_feat": 16, "num_conv": 16, "upscale": 2}
+    recipe = small(photos, backbone={"arch": "SRVGGNetCompact", "options": options}, data__degradation={"scale": 2})
+
+    @torch.no_grad()
+    def detail(backbone: Any) -> float:
+        """How much of an image, and not of the biases alone, is in what is added to the interpolation."""
+        image = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+        first, second = backbone(image) - nn.functional.interpolate(image, scale_factor=2)
+        return float((first - second).std())
+
+    started = build_objective(recipe)
+    # torch's own first weights leave nothing of the image in the last of 16 layers: they do not begin to learn.
+    assert detail(load_backbone("SRVGGNetCompact", options=options)) < 1e-6 < 1e-3 < detail(started.backbone) < 0.1
+    again = build_objective(recipe).trained().state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in started.trained().state_dict().items())
+
+
+def test_weights_that_are_given_are_not_started_anew(photos: Path, tmp_path: Path) -> None:
+    options = {"num_feat": 4, "num_conv": 2, "upscale": 2}
+    body = load_backbone("SRVGGNetCompact", options=options)
+    file = body.save_published(tmp_path / "body.safetensors")
+    recipe = small(photos, backbone={"weights": str(file)}, data__degradation={"scale": 2})
+    assert build_objective(recipe).backbone.weights_hash() == body.weights_hash()
+
+
+def test_a_validation_that_never_moves_is_told(photos: Path) -> None:
+    still = {"train__learning_rate": 1e-30, "train__final_learning_rate": 0.0, "validate_every": 4}
+    data = {"data__validation": {"gt": [str(photos)], "crop": 16, "limit": 1}}
+    with pytest.warns(RuntimeWarning, match="to the last digit"):
+        finetune(small(photos, **still, **data), quiet=True)
+
+
 @pytest.mark.parametrize("objective", ["restore", "refine", "gan"])
 def test_seven_and_five_steps_are_twelve(photos: Path, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, with a network that draws for itself and has norm statistics; EMA and warm-up take part."""

@@ -17,6 +17,7 @@ from .data import ImageData, training_data, validation_data
 from .lora import add_lora, lora_weights, merged, save_lora, without_lora
 from .losses import LossSet
 from .monitor import save_strip
+from .start import start_plain
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -328,6 +329,8 @@ def build_objective(recipe: Recipe) -> Objective:
         with recipe.at("backbone.weights", "backbone"):
             backbone = load_backbone({key: value for key, value in choice.items() if value or key == "options"})
     if recipe.objective == "restore":
+        if recipe.backbone is not None and recipe.backbone.weights is None and backbone.spec.family == "SRVGG":
+            start_plain(backbone.module)
         if recipe.trainable != ["lora"]:
             return RestoreObjective(backbone, losses)
         try:

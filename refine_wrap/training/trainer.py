@@ -188,8 +188,12 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
             stop = result.stop and not last
             if run.validation is not None and (last or (done % recipe.validate_every == 0 and not stop)):
                 if run.first:
+                    before = metrics
                     with average.applied():
                         metrics = _validate(run, folder / "pictures" / f"step_{done:08d}")
+                    if metrics == before:
+                        text = f"Validation at step {done} is what it was before, to the last digit: nothing is learned"
+                        warnings.warn(text, RuntimeWarning, stacklevel=4)
                     monitor.write({"kind": "validation", "step": done, "metrics": metrics})
                     monitor.say(f"step {done}: " + ", ".join(f"{m['name']} {m['value']:.4f}" for m in metrics))
                 accelerator.wait_for_everyone()
