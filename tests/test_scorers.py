@@ -63,7 +63,11 @@ def ranker(shared: Path | None = None) -> Scorer:
     return load_scorer("shipped:ranker")
 
 
-SHIPPED = {"ranker": ranker}
+def gauge(shared: Path | None = None) -> Scorer:
+    return load_scorer("shipped:gauge")
+
+
+SHIPPED = {"ranker": ranker, "gauge": gauge}
 SCORERS = {
     "niqe": niqe,
     "cnniqa": cnniqa,
