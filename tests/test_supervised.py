@@ -20,7 +20,7 @@ from refine_wrap.supervision import FrequencyMaskGenerator, enhanced, load_mask_
 from refine_wrap.supervision.variants import resized, variants
 from refine_wrap.training import finetune
 from refine_wrap.training.objectives import build_objective
-from refine_wrap.training.supervised import EnhancedObjective, MasksObjective
+from refine_wrap.training.supervised import SOUND, EnhancedObjective, MasksObjective
 from refine_wrap.training.variants import MadeVariants
 
 SR = {"arch": "SRVGGNetCompact", "options": {"num_feat": 4, "num_conv": 1, "upscale": 2}}
@@ -113,6 +113,23 @@ def test_kept_variants_are_those_that_are_made(place: Path, tmp_path: Path) -> N
     assert (made - first).abs().max() <= 0.5 / 65535 + 1e-7
 
 
+def test_what_masks_gain_counts_as_a_share_of_the_flaw(place: Path, tmp_path: Path) -> None:
+    objective = build_objective(recipe(place, tmp_path / "run", masks__pristine=2.0)).eval()
+    torch.manual_seed(1)
+    pristine = torch.rand(1, 3, 32, 32) * 0.5 + 0.25
+
+    def term(flaw: float) -> float:
+        flawed = pristine + flaw * torch.randn(1, 3, 32, 32)
+        variants = (0.5 * (pristine + flawed))[:, None].expand(1, 3, 3, 32, 32)
+        batch = {"gt": pristine, "lq": flawed, "variants": variants, "strength": torch.ones(1)}
+        return float(objective(batch)["pristine"])
+
+    # The variants have half of the flaw: what is mixed has between a quarter and all of its squared error.
+    assert all(2 * 0.25 < term(flaw) < 2 for flaw in (0.05, 0.2))
+    assert abs(term(0.05) - term(0.2)) < 0.2
+    assert term(1e-4) < 0.02  # there is nothing to gain
+
+
 def test_masks_of_flawed_ground_truths_learn_the_better_photo(place: Path, tmp_path: Path) -> None:
     run = recipe(place, tmp_path / "run", train__steps=40, train__batch_size=4, train__learning_rate=3e-3)
     result = finetune(run, quiet=True)
@@ -140,7 +157,8 @@ def test_at_strength_0_only_fidelity_counts_and_at_1_only_quality(place: Path, t
     assert low["pristine"] == 0 < low["fidelity"] and high["fidelity"] == 0 < high["pristine"]
     mixed = enhanced(batch["lq"], batch["variants"], objective.generator, 0.5)
     assert torch.isclose(middle["fidelity"], 0.75 * 4 * (mixed - batch["lq"]).square().mean())
-    assert torch.isclose(middle["pristine"], 30 * 0.25 * 4 * (mixed - batch["gt"]).square().mean())
+    own, left = (4 * (image - batch["gt"]).square().mean() for image in (batch["lq"], mixed))
+    assert torch.isclose(middle["pristine"], 0.1 * 0.25 * left / (own + SOUND))
 
 
 def test_scorers_train_masks_and_are_recorded(place: Path, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from refine_wrap.supervision import (
     frequency_mixup,
     load_mask_generator,
     mask_generator_from_published,
+    save_mask_generator,
 )
+from refine_wrap.supervision.masks import BANDS, SILENT, power_profile
 
 TINY = {"width": 4, "rings": 7}
 
@@ -74,8 +76,8 @@ def test_the_official_masks(tmp_path: Path, file: str, strength: float) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.booleans(), st.integers(1, 5), st.integers(0, 2**31))
-def test_masks_of_any_size(height: int, width: int, strength: float, centred: bool, images: int, seed: int) -> None:
-    net = generator(seed, centred=centred, images=images)
+def test_masks_of_any_size(height: int, width: int, strength: float, option: bool, images: int, seed: int) -> None:
+    net = generator(seed, centred=option, profile=not option, images=images)
     image = torch.rand(2, 3, height, width)
     with torch.no_grad():
         masks = net(image, strength)
@@ -114,6 +116,42 @@ def test_centred_masks_are_round_in_cycles_a_pixel(size: tuple[int, int]) -> Non
     assert torch.allclose(flipped, torch.fft.ifftshift(mask), atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [(64, 48), (37, 50), (33, 33)])
+def test_the_power_profile_is_the_mean_over_bands_of_the_whole_plane(size: tuple[int, int]) -> None:
+    image = torch.rand(2, 3, *size, dtype=torch.float64)
+    power = torch.fft.fft2(image - image.mean((-2, -1), keepdim=True)).abs().square() / (size[0] * size[1])
+    radius = torch.hypot(*torch.meshgrid(*(torch.fft.fftfreq(n, dtype=image.dtype) for n in size), indexing="ij"))
+    band = (radius * 2 * BANDS).long().clamp(max=BANDS - 1)
+    expected = torch.stack([power[..., band == index].mean(-1) for index in range(BANDS)], 2)
+    assert torch.allclose(10 ** (power_profile(image) * 3 - 3), expected + SILENT, rtol=1e-9)
+
+
+def test_the_power_profile_tells_flaws_and_not_sizes() -> None:
+    noise = 0.5 + 0.1 * torch.randn(1, 3, 256, 256)
+    whole, part = power_profile(noise), power_profile(noise[..., 40:168, 60:250])
+    assert (whole - part).abs().max() < 0.1
+    blurred = torch.nn.functional.avg_pool2d(noise, 3, 1)
+    fall = whole - power_profile(blurred)
+    assert fall[..., 0].abs().max() < 0.1 and fall[..., 8:].min() > 0.15
+    flat = torch.full((1, 3, 9, 9), 0.3)
+    assert bool(power_profile(flat).isfinite().all()) and bool(power_profile(flat[..., :1, :1]).isfinite().all())
+
+
+def test_a_profile_is_seen_alone_in_a_batch_and_is_saved(tmp_path: Path) -> None:
+    net = generator(profile=True)
+    images = torch.rand(3, 3, 40, 24) * torch.tensor([1.0, 0.1, 0.5])[:, None, None, None]
+    with torch.no_grad():
+        together = net(images, torch.tensor([0.1, 0.9, 0.5]))
+        assert torch.allclose(together[1:2], net(images[1:2], 0.9), atol=1e-6)
+        again = load_mask_generator(save_mask_generator(tmp_path / "masks", net))
+        assert again.config()["profile"] is True
+        assert torch.equal(again(images, 0.4), net(images, 0.4))
+        plain = generator()
+        plain.load_state_dict({name: value for name, value in net.state_dict().items() if "profile" not in name})
+        assert (plain(images, 0.4) - net(images, 0.4)).abs().max() > 1e-3
+    assert generator().config()["profile"] is False
+
+
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     net = generator()
     coefficients = torch.rand(2, 4, 7).softmax(1)
@@ -133,7 +171,7 @@ def test_gradients() -> None:
     images = torch.rand(1, 2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
     masks = torch.rand(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(frequency_mixup, (images, masks))
-    net = generator(width=2, rings=3, images=2, encoder_blocks=(1,)).double()
+    net = generator(width=2, rings=3, images=2, encoder_blocks=(1,), profile=True).double()
     image = torch.rand(1, 3, 5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: net(x, 0.4), (image,), atol=1e-6)
     frequency_mixup(images, net(image, 0.4)).square().sum().backward()

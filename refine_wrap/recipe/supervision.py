@@ -42,5 +42,6 @@ class MasksChoice(Section):
     """Differentiable scorers, as `refine-wrap score --scorer` takes them, whose scores are raised."""
     scorer_weight: Weight = 0.1
     """Of each scorer."""
-    pristine: Weight = 30.0
-    """With data.degradation, which makes the ground truth from a better photo: of the distance to that photo."""
+    pristine: Weight = 0.1
+    """With data.degradation, which makes the ground truth from a better photo: of the squared distance to that photo,
+    in shares of the ground truth's own."""

@@ -20,6 +20,10 @@ ROWS = 2**20
 """Values of ring functions that are in memory at once; more come in blocks of rows."""
 LEAN = 2.0
 """By how much an untrained generator leans to the ground truth, in logits of its coefficients."""
+BANDS = 16
+"""Bands of frequency in a `power_profile`: all of them are filled from 32 pixels up."""
+SILENT = 1e-8
+"""Power that no photo is below, 8 bits or 16: a flat image has a finite profile too."""
 
 
 class FrequencyMaskGenerator(nn.Module):
@@ -38,6 +42,9 @@ class FrequencyMaskGenerator(nn.Module):
         middle_blocks: NAF blocks at the lowest level.
         centred: the rings lie around frequency 0 and are round in cycles a pixel. Official checkpoints were trained
             without: their centre lies half a bin beside it, and an image's sides each count as 1.
+        profile: the coefficients follow from the image's `power_profile` too, which tells blur, noise and compression
+            apart at any size. Official checkpoints are without: the mean over their features does not know where in
+            the spectrum they were.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class FrequencyMaskGenerator(nn.Module):
         encoder_blocks: Sequence[int] = (1, 1, 1, 1),
         middle_blocks: int = 1,
         centred: bool = False,
+        profile: bool = False,
     ) -> None:
         super().__init__()
         if min(width, images) < 1 or rings < 2 or min([*encoder_blocks, middle_blocks], default=0) < 0:
@@ -67,8 +75,14 @@ class FrequencyMaskGenerator(nn.Module):
             nn.Conv2d(width * 2**level, width * 2 ** (level + 1), 2, 2) for level in range(levels)
         )
         self.middle_blks = _blocks(middle_blocks, width * 2**levels)
+        inside = width * 2**levels
+        self.profile = (
+            nn.Sequential(nn.Linear(3 * BANDS + 1, 4 * BANDS), nn.GELU(), nn.Linear(4 * BANDS, inside))
+            if profile
+            else None
+        )
         self.dropout = nn.Dropout(0.2)
-        self.fclayer_1 = nn.Linear(width * 2**levels, images * rings)
+        self.fclayer_1 = nn.Linear(inside, images * rings)
         self.fclayer_last = nn.Linear(images * rings, images * rings)
         with torch.no_grad():
             self.fclayer_last.bias.view(images, rings)[0] += LEAN
@@ -94,6 +108,7 @@ class FrequencyMaskGenerator(nn.Module):
             "encoder_blocks": list(encoder),
             "middle_blocks": middle,
             "centred": self.centred,
+            "profile": self.profile is not None,
         }
 
     def forward(self, image: Tensor, strength: Strength = 0.3) -> Tensor:
@@ -122,6 +137,9 @@ class FrequencyMaskGenerator(nn.Module):
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = down(encoder(x))
         x = self.middle_blks(x).mean((2, 3))
+        if self.profile is not None:
+            seen = torch.cat((power_profile(image).flatten(1), plane[..., 0, 0]), 1)
+            x = x + self.profile(seen.to(x.dtype))
         x = self.fclayer_last(self.dropout(self.fclayer_1(self.dropout(x))))
         return x.view(-1, self.images, self.rings).softmax(1)
 
@@ -170,6 +188,35 @@ def log_spectrum(image: Tensor) -> Tensor:
     rows = torch.arange(height, device=image.device)
     other = half[..., 1 : (width + 1) // 2].index_select(-2, -rows % height).flip(-1)
     return torch.fft.fftshift(torch.cat((half, other), -1), (-2, -1)).roll(1, 1).to(image.dtype)
+
+
+def power_profile(image: Tensor) -> Tensor:
+    """How strong an image is in each band of frequency, whatever its size: (B, 3, H, W) -> (B, 3, BANDS).
+
+    log10 of the mean power |FFT|^2 / (H W) of a frequency in the band, scaled to about [-1, 1]; the mean colour is left
+    out. The bands are equally wide from 0 to half a cycle a pixel; the corners of the plane count to the last one. A
+    band that an image is too small for has the power of the one below.
+    """
+    wide = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+    height, width = wide.shape[-2:]
+    power = torch.fft.rfft2(wide - wide.mean((-2, -1), keepdim=True)).abs().square() / (height * width)
+    down, across = (
+        line(side, device=wide.device, dtype=wide.dtype)
+        for line, side in ((torch.fft.fftfreq, height), (torch.fft.rfftfreq, width))
+    )
+    radius = torch.hypot(down[:, None], across[None])
+    band = (radius * (2 * BANDS)).long().clamp_(max=BANDS - 1).flatten()
+    # In half a plane, all columns but that of frequency 0 and, of an even side, the last stand for two.
+    times = wide.new_full((len(across),), 2)
+    times[0] = 1
+    times[width // 2] = 1 if width % 2 == 0 else 2
+    counts = wide.new_zeros(BANDS).index_add_(0, band, times.expand(height, -1).flatten())
+    sums = wide.new_zeros(*wide.shape[:2], BANDS).index_add_(2, band, (power * times).flatten(2))
+    means = list((sums / counts.clamp(min=1)).unbind(2))
+    for index in range(1, BANDS):
+        if not counts[index]:
+            means[index] = means[index - 1]
+    return (torch.log10(torch.stack(means, 2) + SILENT) + 3) / 3
 
 
 def mask_generator_from_published(path: str | Path) -> FrequencyMaskGenerator:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SHOWN_STRENGTHS = (0.0, 0.3, 1.0)
 """The strengths that masks are validated at."""
+SOUND = 1.3e-4
+"""Squared error, of images in [-1, 1], of a ground truth that is as good as its pristine photo to the eye: 45 dB."""
 
 
 def add_variants(recipe: Recipe, data: ImageData, validation: ImageData | None, of: str) -> None:
@@ -116,7 +118,9 @@ class MasksObjective(Objective):
         pull = strength.square() if self.choice.weighting == "official" else strength
         losses = {"fidelity": ((1 - pull) * squared_error(mixed, gt)).mean()}
         if "lq" in batch and self.choice.pristine:
-            losses["pristine"] = self.choice.pristine * (pull * squared_error(mixed, batch["gt"])).mean()
+            # As a share of the flaw: a badly flawed ground truth must not teach that all of them are.
+            share = squared_error(mixed, batch["gt"]) / (squared_error(gt, batch["gt"]) + SOUND)
+            losses["pristine"] = self.choice.pristine * (pull * share).mean()
         for name, scorer in zip(self.names, self.scorers, strict=True):
             # What is missing to the best score: the same gradient as the negative score of the paper, never below 0.
             losses[name] = self.choice.scorer_weight * (pull * (1 - scorer(mixed.clamp(0, 1)))).mean()
