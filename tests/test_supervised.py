@@ -161,6 +161,21 @@ def test_at_strength_0_only_fidelity_counts_and_at_1_only_quality(place: Path, t
     assert torch.isclose(middle["pristine"], 0.1 * 0.25 * left / (own + SOUND))
 
 
+def test_logit_decay_pulls_the_images_together(place: Path, tmp_path: Path) -> None:
+    run = recipe(place, tmp_path / "run", masks__logit_decay=0.5)
+    objective = build_objective(run).eval()
+    assert isinstance(objective, MasksObjective)
+    data = objective.data(run)[0]
+    batch = {name: value[None] for name, value in data[(0, 0)].items() if isinstance(value, torch.Tensor)}
+    term = objective({**batch, "strength": torch.tensor([0.5])})["logits"]
+    logits = objective.generator.coefficients(batch["lq"], 0.5).log()
+    assert torch.isclose(term, 0.5 * (logits - logits.mean(1, keepdim=True)).square().mean()) and term > 0
+    with torch.no_grad():
+        for parameter in (objective.generator.fclayer_last.weight, objective.generator.fclayer_last.bias):
+            parameter.zero_()
+    assert objective({**batch, "strength": torch.tensor([0.5])})["logits"] < 1e-12
+
+
 def test_scorers_train_masks_and_are_recorded(place: Path, tmp_path: Path) -> None:
     from refine_wrap.hub import Adapter, save_adapter
     from refine_wrap.scorers.learned import LearnedScorer

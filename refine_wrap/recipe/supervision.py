@@ -45,3 +45,6 @@ class MasksChoice(Section):
     pristine: Weight = 0.1
     """With data.degradation, which makes the ground truth from a better photo: of the squared distance to that photo,
     in shares of the ground truth's own."""
+    logit_decay: Weight = 0.0
+    """Of the squared logits of the coefficients. Without it a ring that all images agree on at first is given to one of
+    the images for good: the softmax saturates, and what differs from image to image is not learned any more."""

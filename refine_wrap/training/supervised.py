@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from ..backbone import load_backbone
 from ..errors import RefineWrapError
-from ..supervision import FrequencyMaskGenerator, enhanced, load_mask_generator, save_mask_generator
+from ..supervision import (
+    FrequencyMaskGenerator,
+    enhanced,
+    frequency_mixup,
+    load_mask_generator,
+    save_mask_generator,
+)
 from ..wrapper import RefineWrapper
 from .data import ImageData, training_data, validation_data
 from .frozen import OutputStore
@@ -114,13 +120,18 @@ class MasksObjective(Objective):
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         gt, variants, strength = batch["lq" if "lq" in batch else "gt"], batch["variants"], batch["strength"]
-        mixed = enhanced(gt, variants, self.generator, strength)
+        coefficients = self.generator.coefficients(gt, strength)
+        masks = self.generator.masks(coefficients, gt.shape[-2], gt.shape[-1])
+        mixed = frequency_mixup(torch.cat((gt[:, None], variants), 1), masks)
         pull = strength.square() if self.choice.weighting == "official" else strength
         losses = {"fidelity": ((1 - pull) * squared_error(mixed, gt)).mean()}
         if "lq" in batch and self.choice.pristine:
             # As a share of the flaw: a badly flawed ground truth must not teach that all of them are.
             share = squared_error(mixed, batch["gt"]) / (squared_error(gt, batch["gt"]) + SOUND)
             losses["pristine"] = self.choice.pristine * (pull * share).mean()
+        if self.choice.logit_decay:
+            logits = coefficients.clamp(min=1e-30).log()
+            losses["logits"] = self.choice.logit_decay * (logits - logits.mean(1, keepdim=True)).square().mean()
         for name, scorer in zip(self.names, self.scorers, strict=True):
             # What is missing to the best score: the same gradient as the negative score of the paper, never below 0.
             losses[name] = self.choice.scorer_weight * (pull * (1 - scorer(mixed.clamp(0, 1)))).mean()
