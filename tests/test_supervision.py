@@ -22,7 +22,7 @@ from refine_wrap.supervision import (
     mask_generator_from_published,
     save_mask_generator,
 )
-from refine_wrap.supervision.masks import BANDS, SILENT, power_profile
+from refine_wrap.supervision.masks import PROFILE_BANDS, SILENT, power_profile
 
 TINY = {"width": 4, "rings": 7}
 
@@ -121,8 +121,8 @@ def test_the_power_profile_is_the_mean_over_bands_of_the_whole_plane(size: tuple
     image = torch.rand(2, 3, *size, dtype=torch.float64)
     power = torch.fft.fft2(image - image.mean((-2, -1), keepdim=True)).abs().square() / (size[0] * size[1])
     radius = torch.hypot(*torch.meshgrid(*(torch.fft.fftfreq(n, dtype=image.dtype) for n in size), indexing="ij"))
-    band = (radius * 2 * BANDS).long().clamp(max=BANDS - 1)
-    expected = torch.stack([power[..., band == index].mean(-1) for index in range(BANDS)], 2)
+    band = (radius * 2 * PROFILE_BANDS).long().clamp(max=PROFILE_BANDS - 1)
+    expected = torch.stack([power[..., band == index].mean(-1) for index in range(PROFILE_BANDS)], 2)
     assert torch.allclose(10 ** (power_profile(image) * 3 - 3), expected + SILENT, rtol=1e-9)
 
 

@@ -20,7 +20,7 @@ ROWS = 2**20
 """Values of ring functions that are in memory at once; more come in blocks of rows."""
 LEAN = 2.0
 """By how much an untrained generator leans to the ground truth, in logits of its coefficients."""
-BANDS = 16
+PROFILE_BANDS = 16
 """Bands of frequency in a `power_profile`: all of them are filled from 32 pixels up."""
 SILENT = 1e-8
 """Power that no photo is below, 8 bits or 16: a flat image has a finite profile too."""
@@ -42,9 +42,9 @@ class FrequencyMaskGenerator(nn.Module):
         middle_blocks: NAF blocks at the lowest level.
         centred: the rings lie around frequency 0 and are round in cycles a pixel. Official checkpoints were trained
             without: their centre lies half a bin beside it, and an image's sides each count as 1.
-        profile: the coefficients follow from the image's `power_profile` too, which tells blur, noise and compression
-            apart at any size. Official checkpoints are without: the mean over their features does not know where in
-            the spectrum they were.
+        profile: the coefficients follow from the image's `power_profile` too, in which blur and noise show at any
+            size. Official checkpoints are without: the mean over their features does not know where in the spectrum
+            they were.
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class FrequencyMaskGenerator(nn.Module):
         self.middle_blks = _blocks(middle_blocks, width * 2**levels)
         inside = width * 2**levels
         self.profile = (
-            nn.Sequential(nn.Linear(3 * BANDS + 1, 4 * BANDS), nn.GELU(), nn.Linear(4 * BANDS, inside))
+            nn.Sequential(
+                nn.Linear(3 * PROFILE_BANDS + 1, 4 * PROFILE_BANDS), nn.GELU(), nn.Linear(4 * PROFILE_BANDS, inside)
+            )
             if profile
             else None
         )
@@ -191,7 +193,7 @@ def log_spectrum(image: Tensor) -> Tensor:
 
 
 def power_profile(image: Tensor) -> Tensor:
-    """How strong an image is in each band of frequency, whatever its size: (B, 3, H, W) -> (B, 3, BANDS).
+    """How strong an image is in each band of frequency, whatever its size: (B, 3, H, W) -> (B, 3, PROFILE_BANDS).
 
     log10 of the mean power |FFT|^2 / (H W) of a frequency in the band, scaled to about [-1, 1]; the mean colour is left
     out. The bands are equally wide from 0 to half a cycle a pixel; the corners of the plane count to the last one. A
@@ -205,15 +207,15 @@ def power_profile(image: Tensor) -> Tensor:
         for line, side in ((torch.fft.fftfreq, height), (torch.fft.rfftfreq, width))
     )
     radius = torch.hypot(down[:, None], across[None])
-    band = (radius * (2 * BANDS)).long().clamp_(max=BANDS - 1).flatten()
+    band = (radius * (2 * PROFILE_BANDS)).long().clamp_(max=PROFILE_BANDS - 1).flatten()
     # In half a plane, all columns but that of frequency 0 and, of an even side, the last stand for two.
     times = wide.new_full((len(across),), 2)
     times[0] = 1
     times[width // 2] = 1 if width % 2 == 0 else 2
-    counts = wide.new_zeros(BANDS).index_add_(0, band, times.expand(height, -1).flatten())
-    sums = wide.new_zeros(*wide.shape[:2], BANDS).index_add_(2, band, (power * times).flatten(2))
+    counts = wide.new_zeros(PROFILE_BANDS).index_add_(0, band, times.expand(height, -1).flatten())
+    sums = wide.new_zeros(*wide.shape[:2], PROFILE_BANDS).index_add_(2, band, (power * times).flatten(2))
     means = list((sums / counts.clamp(min=1)).unbind(2))
-    for index in range(1, BANDS):
+    for index in range(1, PROFILE_BANDS):
         if not counts[index]:
             means[index] = means[index - 1]
     return (torch.log10(torch.stack(means, 2) + SILENT) + 3) / 3
