@@ -419,8 +419,9 @@ def test_refine_draws_the_strength_of_every_sample(photos: Path) -> None:
     assert trained == {id(parameter) for parameter in objective.trained().parameters()}
 
 
-def test_a_plain_network_without_weights_starts_with_a_signal(photos: Path) -> None:
-    options = {"num_feat": 16, "num_conv": 16, "upscale": 2}
+@pytest.mark.parametrize("activation", ["prelu", "relu"])
+def test_a_plain_network_without_weights_starts_with_a_signal(photos: Path, activation: str) -> None:
+    options = {"num_feat": 16, "num_conv": 16, "upscale": 2, "act_type": activation}
     recipe = small(photos, backbone={"arch": "SRVGGNetCompact", "options": options}, data__degradation={"scale": 2})
 
     @torch.no_grad()

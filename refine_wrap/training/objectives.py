@@ -329,7 +329,7 @@ def build_objective(recipe: Recipe) -> Objective:
         with recipe.at("backbone.weights", "backbone"):
             backbone = load_backbone({key: value for key, value in choice.items() if value or key == "options"})
     if recipe.objective == "restore":
-        if recipe.backbone is not None and recipe.backbone.weights is None and backbone.spec.family == "SRVGG":
+        if backbone.spec.family == "SRVGG" and "weights" not in backbone.source:
             start_plain(backbone.module)
         if recipe.trainable != ["lora"]:
             return RestoreObjective(backbone, losses)

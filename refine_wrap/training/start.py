@@ -13,17 +13,17 @@ LAST = 0.1
 
 @torch.no_grad()
 def start_plain(network: nn.Module) -> None:
-    """New weights for a chain of convolutions and PReLUs without skips, such as SRVGGNetCompact, in place.
+    """New weights for a chain of convolutions and (P)ReLUs without skips, such as SRVGGNetCompact, in place.
 
     Each convolution that keeps the number of channels becomes a rotation of them (an orthogonal matrix in the middle of
-    its kernel), scaled so that the PReLU after it keeps the variance. torch's default weights take away two thirds
+    its kernel), scaled so that the activation after it keeps the variance. torch's default weights take away two thirds
     of the variance in each layer: after 16 of them nothing is left of the image, and training does not begin.
 
     Source: delta-orthogonal weights, Xiao et al., ICML 2018.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    slopes = [float(module.weight.mean()) for module in network.modules() if isinstance(module, nn.PReLU)]
-    gain = nn.init.calculate_gain("leaky_relu", slopes[0]) if slopes else 1.0
+    slope = next((float(module.weight.mean()) for module in network.modules() if isinstance(module, nn.PReLU)), 0.0)
+    gain = nn.init.calculate_gain("leaky_relu", slope)
     for convolution in convolutions[1:-1]:
         weight = convolution.weight
         nn.init.normal_(weight, std=SPREAD)

@@ -11,13 +11,8 @@ from torch import Tensor, nn
 
 from ..backbone import load_backbone
 from ..errors import RefineWrapError
-from ..supervision import (
-    FrequencyMaskGenerator,
-    enhanced,
-    frequency_mixup,
-    load_mask_generator,
-    save_mask_generator,
-)
+from ..supervision import FrequencyMaskGenerator, enhanced, load_mask_generator, save_mask_generator
+from ..supervision.mixup import mix
 from ..wrapper import RefineWrapper
 from .data import ImageData, training_data, validation_data
 from .frozen import OutputStore
@@ -122,7 +117,7 @@ class MasksObjective(Objective):
         gt, variants, strength = batch["lq" if "lq" in batch else "gt"], batch["variants"], batch["strength"]
         coefficients = self.generator.coefficients(gt, strength)
         masks = self.generator.masks(coefficients, gt.shape[-2], gt.shape[-1])
-        mixed = frequency_mixup(torch.cat((gt[:, None], variants), 1), masks)
+        mixed = mix([gt, *variants.unbind(1)], masks)
         pull = strength.square() if self.choice.weighting == "official" else strength
         losses = {"fidelity": ((1 - pull) * squared_error(mixed, gt)).mean()}
         if "lq" in batch and self.choice.pristine:
