@@ -138,6 +138,13 @@ def test_damaged_outputs_are_made_again_and_bad_ones_refused(photos: Path, monke
     assert not path.exists()
 
 
+def test_what_a_network_answers_in_channels_last_is_kept(tmp_path: Path) -> None:
+    answer = torch.rand(1, 3, 5, 4).to(memory_format=torch.channels_last)
+    store = OutputStore(tmp_path)
+    store.put("00", {"restored": answer})
+    assert not answer.is_contiguous() and torch.equal(store.get("00")["restored"], answer)
+
+
 def test_ground_truth_is_kept_exactly(photos: Path) -> None:
     image = torch.randint(0, 256, (3, 8, 8)).float() / 255
     deep = torch.randint(0, 65536, (3, 8, 8)).float() / 65535

@@ -156,9 +156,13 @@ def test_at_strength_0_only_fidelity_counts_and_at_1_only_quality(place: Path, t
     low, high, middle = (objective({**batch, "strength": torch.tensor([s])}) for s in (0.0, 1.0, 0.5))
     assert low["pristine"] == 0 < low["fidelity"] and high["fidelity"] == 0 < high["pristine"]
     mixed = enhanced(batch["lq"], batch["variants"], objective.generator, 0.5)
-    assert torch.isclose(middle["fidelity"], 0.75 * 4 * (mixed - batch["lq"]).square().mean())
     own, left = (4 * (image - batch["gt"]).square().mean() for image in (batch["lq"], mixed))
-    assert torch.isclose(middle["pristine"], 0.1 * 0.25 * left / (own + SOUND))
+    moved = 4 * (mixed - batch["lq"]).square().mean()
+    assert torch.isclose(middle["fidelity"], 0.75 * moved / (own + SOUND))
+    assert torch.isclose(middle["pristine"], 0.25 * left / (own + SOUND))
+    # Where no better photo is looked at, fidelity is the paper's own.
+    objective.choice = objective.choice.model_copy(update={"pristine": 0})
+    assert torch.isclose(objective({**batch, "strength": torch.tensor([0.5])})["fidelity"], 0.75 * moved)
 
 
 def test_logit_decay_pulls_the_images_together(place: Path, tmp_path: Path) -> None:

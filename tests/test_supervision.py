@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SHARED
@@ -22,7 +24,7 @@ from refine_wrap.supervision import (
     mask_generator_from_published,
     save_mask_generator,
 )
-from refine_wrap.supervision.masks import PROFILE_BANDS, SILENT, power_profile
+from refine_wrap.supervision.masks import BLOCK, PROFILE_BANDS, PROFILE_RANKS, SILENT, block_profile
 
 TINY = {"width": 4, "rings": 7}
 
@@ -116,25 +118,39 @@ def test_centred_masks_are_round_in_cycles_a_pixel(size: tuple[int, int]) -> Non
     assert torch.allclose(flipped, torch.fft.ifftshift(mask), atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [(64, 48), (37, 50), (33, 33)])
-def test_the_power_profile_is_the_mean_over_bands_of_the_whole_plane(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(64, 48), (37, 50), (9, 8)])
+def test_the_block_profile_is_that_of_the_cosines_of_all_whole_blocks(size: tuple[int, int]) -> None:
+    from scipy.fft import dctn
+
     image = torch.rand(2, 3, *size, dtype=torch.float64)
-    power = torch.fft.fft2(image - image.mean((-2, -1), keepdim=True)).abs().square() / (size[0] * size[1])
-    radius = torch.hypot(*torch.meshgrid(*(torch.fft.fftfreq(n, dtype=image.dtype) for n in size), indexing="ij"))
-    band = (radius * 2 * PROFILE_BANDS).long().clamp(max=PROFILE_BANDS - 1)
-    expected = torch.stack([power[..., band == index].mean(-1) for index in range(PROFILE_BANDS)], 2)
-    assert torch.allclose(10 ** (power_profile(image) * 3 - 3), expected + SILENT, rtol=1e-9)
+    height, width = (side // BLOCK for side in size)
+    whole = image[..., : height * BLOCK, : width * BLOCK].numpy().reshape(2, 3, height, BLOCK, width, BLOCK)
+    power = (
+        np.square(dctn(whole, axes=(3, 5), norm="ortho")).transpose(0, 1, 2, 4, 3, 5).reshape(2, 3, -1, BLOCK, BLOCK)
+    )
+    order = np.add.outer(np.arange(BLOCK), np.arange(BLOCK))
+    profile = block_profile(image)
+    assert profile.shape == (2, 3, len(PROFILE_BANDS) - 1, len(PROFILE_RANKS))
+    for band, (low, high) in enumerate(itertools.pairwise(PROFILE_BANDS)):
+        means = np.sort(power[..., (order >= low) & (order < high)].mean(-1), -1)
+        for number, rank in enumerate(PROFILE_RANKS):
+            expected = means[..., round(rank * (height * width - 1))] + SILENT
+            assert np.allclose(10 ** (profile[:, :, band, number].numpy() * 2 - 4), expected, rtol=1e-9)
 
 
-def test_the_power_profile_tells_flaws_and_not_sizes() -> None:
-    noise = 0.5 + 0.1 * torch.randn(1, 3, 256, 256)
-    whole, part = power_profile(noise), power_profile(noise[..., 40:168, 60:250])
-    assert (whole - part).abs().max() < 0.1
-    blurred = torch.nn.functional.avg_pool2d(noise, 3, 1)
-    fall = whole - power_profile(blurred)
-    assert fall[..., 0].abs().max() < 0.1 and fall[..., 8:].min() > 0.15
+def test_the_block_profile_tells_noise_from_blur() -> None:
+    """A photo's blocks are calm or busy; noise stirs the calm ones, blur calms the busy ones."""
+    torch.manual_seed(0)
+    photo = torch.full((1, 3, 128, 128), 0.5)
+    photo[..., ::4, 64:] = 0.9
+    sharp = block_profile(photo)
+    noisy = block_profile(photo + 0.01 * torch.randn_like(photo))
+    soft = block_profile(torch.nn.functional.avg_pool2d(photo, 3, 1, 1))
+    assert bool((noisy - sharp)[..., 0].min() > 1) and bool((noisy - sharp)[..., -1].abs().min() < 0.1)
+    assert bool((sharp - soft)[:, :, 3:, -1].max() > 0.3)
     flat = torch.full((1, 3, 9, 9), 0.3)
-    assert bool(power_profile(flat).isfinite().all()) and bool(power_profile(flat[..., :1, :1]).isfinite().all())
+    for side in (1, 7, 9):
+        assert torch.allclose(block_profile(flat[..., :side, :side]), torch.full((1,), -2.0), atol=1e-3)
 
 
 def test_a_profile_is_seen_alone_in_a_batch_and_is_saved(tmp_path: Path) -> None:

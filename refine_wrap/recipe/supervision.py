@@ -42,9 +42,10 @@ class MasksChoice(Section):
     """Differentiable scorers, as `refine-wrap score --scorer` takes them, whose scores are raised."""
     scorer_weight: Weight = 0.1
     """Of each scorer."""
-    pristine: Weight = 0.1
-    """With data.degradation, which makes the ground truth from a better photo: of the squared distance to that photo,
-    in shares of the ground truth's own."""
+    pristine: Weight = 1.0
+    """With data.degradation, which makes the ground truth from a better photo: of the squared distance to that photo.
+    It and fidelity count in shares of the ground truth's own distance to that photo then. Where w is the weight of
+    quality, masks go w * pristine / (1 - w + w * pristine) of the way to what is best for the photo."""
     logit_decay: Weight = 0.0
     """Of the squared logits of the coefficients. Without it a ring that all images agree on at first is given to one of
     the images for good: the softmax saturates, and what differs from image to image is not learned any more."""

@@ -21,7 +21,7 @@ from ..images import Picture, bleed_alpha, read_image
 from ..resources import file_digest
 from ..wrapper import RefineWrapper
 from .change import Change, band_weights, measured, within
-from .masks import FrequencyMaskGenerator
+from .masks import BLOCK, FrequencyMaskGenerator
 from .mixup import mix
 from .variants import variants
 
@@ -178,16 +178,23 @@ class Enhancer:
 def coefficients(generator: FrequencyMaskGenerator, image: Tensor, strength: float) -> Tensor:
     """The generator's coefficients for an image of any size, (1, images, rings): of a large one the mean over tiles.
 
-    The tiles are about square, cover the image once, and each weighs as much as it has pixels.
+    The tiles are about square, begin where JPEG's blocks do, cover the image once, and each weighs as much as it has
+    pixels.
     """
     height, width = image.shape[-2:]
     if height * width <= WHOLE:
         return generator.coefficients(image, strength)
-    side = math.isqrt(WHOLE)
+    high, wide = (_tile(side) for side in (height, width))
     total: Any = 0
-    for rows in image.tensor_split(-(-height // side), -2):
-        for tile in rows.tensor_split(-(-width // side), -1):
+    for rows in torch.split(image, high, -2):
+        for tile in torch.split(rows, wide, -1):
             share = tile.shape[-2] * tile.shape[-1] / (height * width)
             total = total + share * generator.coefficients(tile, strength)
     mean: Tensor = total
     return mean
+
+
+def _tile(side: int) -> int:
+    """The side of equal tiles of at most about sqrt(WHOLE) pixels, in whole blocks."""
+    count = -(-side // math.isqrt(WHOLE))
+    return -(-side // (count * BLOCK)) * BLOCK

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import CheckpointError, RefineWrapError
 from ..naf import NAFBlock, pad_to_multiple
@@ -20,8 +22,12 @@ ROWS = 2**20
 """Values of ring functions that are in memory at once; more come in blocks of rows."""
 LEAN = 2.0
 """By how much an untrained generator leans to the ground truth, in logits of its coefficients."""
-PROFILE_BANDS = 16
-"""Bands of frequency in a `power_profile`: all of them are filled from 32 pixels up."""
+BLOCK = 8
+"""Side of the blocks of a `block_profile` in pixels, that of JPEG's."""
+PROFILE_BANDS = (1, 2, 3, 5, 7, 9, 11, 15)
+"""Where its bands of frequency begin, in the sum of a block's two frequencies; the mean colour is left out."""
+PROFILE_RANKS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Which of the blocks it tells, in each band from the calmest, 0, to the busiest, 1."""
 SILENT = 1e-8
 """Power that no photo is below, 8 bits or 16: a flat image has a finite profile too."""
 
@@ -42,9 +48,9 @@ class FrequencyMaskGenerator(nn.Module):
         middle_blocks: NAF blocks at the lowest level.
         centred: the rings lie around frequency 0 and are round in cycles a pixel. Official checkpoints were trained
             without: their centre lies half a bin beside it, and an image's sides each count as 1.
-        profile: the coefficients follow from the image's `power_profile` too, in which blur and noise show at any
-            size. Official checkpoints are without: the mean over their features does not know where in the spectrum
-            they were.
+        profile: the coefficients follow from the image's `block_profile` too, in which noise shows in the calmest
+            blocks, blur in the busiest. Official checkpoints are without: the mean over their features does not know
+            where in the spectrum they were.
     """
 
     def __init__(
@@ -76,9 +82,10 @@ class FrequencyMaskGenerator(nn.Module):
         )
         self.middle_blks = _blocks(middle_blocks, width * 2**levels)
         inside = width * 2**levels
+        seen, hidden = 3 * (len(PROFILE_BANDS) - 1) * len(PROFILE_RANKS) + 1, 64
         self.profile = (
             nn.Sequential(
-                nn.Linear(3 * PROFILE_BANDS + 1, 4 * PROFILE_BANDS), nn.GELU(), nn.Linear(4 * PROFILE_BANDS, inside)
+                nn.Linear(seen, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, inside)
             )
             if profile
             else None
@@ -140,7 +147,7 @@ class FrequencyMaskGenerator(nn.Module):
             x = down(encoder(x))
         x = self.middle_blks(x).mean((2, 3))
         if self.profile is not None:
-            seen = torch.cat((power_profile(image).flatten(1), plane[..., 0, 0]), 1)
+            seen = torch.cat((block_profile(image).flatten(1), plane[..., 0, 0]), 1)
             x = x + self.profile(seen.to(x.dtype))
         x = self.fclayer_last(self.dropout(self.fclayer_1(self.dropout(x))))
         return x.view(-1, self.images, self.rings).softmax(1)
@@ -192,33 +199,27 @@ def log_spectrum(image: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.cat((half, other), -1), (-2, -1)).roll(1, 1).to(image.dtype)
 
 
-def power_profile(image: Tensor) -> Tensor:
-    """How strong an image is in each band of frequency, whatever its size: (B, 3, H, W) -> (B, 3, PROFILE_BANDS).
+def block_profile(image: Tensor) -> Tensor:
+    """How much detail an image's blocks have in each band of frequency: (B, 3, H, W) -> (B, 3, bands, ranks).
 
-    log10 of the mean power |FFT|^2 / (H W) of a frequency in the band, scaled to about [-1, 1]; the mean colour is left
-    out. The bands are equally wide from 0 to half a cycle a pixel; the corners of the plane count to the last one. A
-    band that an image is too small for has the power of the one below.
+    log10 of the mean power of the block's cosines (8x8, orthonormal, from the first pixel on as in JPEG) in the band,
+    scaled to about [-2, 2], of the blocks at PROFILE_RANKS. What does not fill a block is left out; an image smaller
+    than one is continued by its last pixels.
     """
     wide = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
-    height, width = wide.shape[-2:]
-    power = torch.fft.rfft2(wide - wide.mean((-2, -1), keepdim=True)).abs().square() / (height * width)
-    down, across = (
-        line(side, device=wide.device, dtype=wide.dtype)
-        for line, side in ((torch.fft.fftfreq, height), (torch.fft.rfftfreq, width))
-    )
-    radius = torch.hypot(down[:, None], across[None])
-    band = (radius * (2 * PROFILE_BANDS)).long().clamp_(max=PROFILE_BANDS - 1).flatten()
-    # In half a plane, all columns but that of frequency 0 and, of an even side, the last stand for two.
-    times = wide.new_full((len(across),), 2)
-    times[0] = 1
-    times[width // 2] = 1 if width % 2 == 0 else 2
-    counts = wide.new_zeros(PROFILE_BANDS).index_add_(0, band, times.expand(height, -1).flatten())
-    sums = wide.new_zeros(*wide.shape[:2], PROFILE_BANDS).index_add_(2, band, (power * times).flatten(2))
-    means = list((sums / counts.clamp(min=1)).unbind(2))
-    for index in range(1, PROFILE_BANDS):
-        if not counts[index]:
-            means[index] = means[index - 1]
-    return (torch.log10(torch.stack(means, 2) + SILENT) + 3) / 3
+    down, right = (max(BLOCK - side, 0) for side in wide.shape[-2:])
+    wide = functional.pad(wide, (0, right, 0, down), mode="replicate")
+    place = torch.arange(BLOCK, device=wide.device, dtype=wide.dtype)
+    cosines = torch.cos(math.pi / BLOCK * (place + 0.5) * place[:, None]) * math.sqrt(2 / BLOCK)
+    cosines[0] *= math.sqrt(0.5)
+    power = (cosines @ wide.unfold(2, BLOCK, BLOCK).unfold(3, BLOCK, BLOCK) @ cosines.T).square().flatten(2, 3)
+    order = place[:, None] + place
+    levels = []
+    for low, high in pairwise(PROFILE_BANDS):
+        level = torch.log10(power[..., (order >= low) & (order < high)].mean(-1) + SILENT)
+        ranked = level.sort(-1).values
+        levels.append(ranked[..., [round(rank * (ranked.shape[-1] - 1)) for rank in PROFILE_RANKS]])
+    return (torch.stack(levels, 2) + 4) / 2
 
 
 def mask_generator_from_published(path: str | Path) -> FrequencyMaskGenerator:

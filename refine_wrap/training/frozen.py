@@ -69,7 +69,8 @@ class OutputStore:
         from safetensors.torch import save
 
         with atomic_path(self.path(name)) as temporary:
-            temporary.write_bytes(save(tensors))
+            # Of networks that answer in channels-last, too.
+            temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def get(self, name: str) -> Tensors:
         """Raises DataError where the entry is gone or damaged."""

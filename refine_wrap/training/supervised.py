@@ -119,11 +119,14 @@ class MasksObjective(Objective):
         masks = self.generator.masks(coefficients, gt.shape[-2], gt.shape[-1])
         mixed = mix([gt, *variants.unbind(1)], masks)
         pull = strength.square() if self.choice.weighting == "official" else strength
-        losses = {"fidelity": ((1 - pull) * squared_error(mixed, gt)).mean()}
+        distance = squared_error(mixed, gt)
+        losses = {}
         if "lq" in batch and self.choice.pristine:
-            # As a share of the flaw: a badly flawed ground truth must not teach that all of them are.
-            share = squared_error(mixed, batch["gt"]) / (squared_error(gt, batch["gt"]) + SOUND)
-            losses["pristine"] = self.choice.pristine * (pull * share).mean()
+            # As shares of the flaw: a badly flawed ground truth must not teach that all of them are.
+            flaw = squared_error(gt, batch["gt"]) + SOUND
+            distance = distance / flaw
+            losses["pristine"] = self.choice.pristine * (pull * squared_error(mixed, batch["gt"]) / flaw).mean()
+        losses["fidelity"] = ((1 - pull) * distance).mean()
         if self.choice.logit_decay:
             logits = coefficients.clamp(min=1e-30).log()
             losses["logits"] = self.choice.logit_decay * (logits - logits.mean(1, keepdim=True)).square().mean()
