@@ -77,6 +77,34 @@ def test_nothing_asked_is_rounding_alone() -> None:
     assert np.array_equal(degrade(image, Degradation(), np.random.default_rng(0)), np.floor(image * 255 + 0.5))
 
 
+SOFT, LOUD = Degradation(blur=Blur(sigma=[2, 2])), Degradation(noise=Noise(sigma=[20, 20]))
+
+
+def test_several_kinds_are_taken_with_equal_chance_and_never_mixed() -> None:
+    several = Degradation(jpeg=Jpeg(), also=[SOFT, LOUD])
+    taken = []
+    for seed in range(300):
+        drawn: Drawn = {}
+        several_made = degrade(photo(16, 16), several, np.random.default_rng(seed), drawn)
+        taken.append(drawn["kind"]["number"])
+        assert list(drawn) == ["kind", ("jpeg", "blur", "noise")[taken[-1]]]
+        # The one that is taken draws as it would alone, once the choice is made.
+        rng = np.random.default_rng(seed)
+        rng.integers(3)
+        assert np.array_equal(several_made, degrade(photo(16, 16), several.kinds()[taken[-1]], rng))
+    assert all(75 <= taken.count(number) <= 125 for number in range(3))
+
+
+def test_the_margin_of_several_kinds_is_that_of_the_farthest() -> None:
+    assert Degradation(also=[SOFT, LOUD]).margin() == SOFT.margin() == 6 > LOUD.margin()
+    assert Degradation(blur=Blur(sigma=[3, 3]), also=[SOFT]).margin() == 9
+
+
+def test_several_kinds_do_nothing_only_where_none_does_anything() -> None:
+    assert Degradation().does_nothing() and Degradation(also=[Degradation()]).does_nothing()
+    assert not Degradation(also=[LOUD]).does_nothing() and not Degradation(scale=2).does_nothing()
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_downsampling_is_pillows_antialiased_bicubic(scale: int) -> None:
     image = photo(48, 96)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 
@@ -21,6 +21,12 @@ class Section(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+
+def cross(key: str, came: str, expected: str, next_step: str = "") -> PydanticCustomError:
+    """A refusal of values that do not go together; `key` is where the line is taken from."""
+    context = {"key": key, "came": came, "expected": expected, "next_step": next_step}
+    return PydanticCustomError("cross", "values that do not go together", context)
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,36 @@ class Degradation(Section):
     """Noise after the image is made smaller; null: none."""
     jpeg: Jpeg | None = None
     """JPEG compression at the end; null: none."""
+    also: list[Degradation] = []
+    """Other kinds, of the same scale: a sample takes this degradation or one of them, with equal chance. So flaws that
+    come together in real photos (little blur with little noise, say) come together here."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Degradation:
+        for number, kind in enumerate(self.also):
+            if kind.scale != self.scale:
+                came = f"a kind of degradation has scale {kind.scale}, the first has {self.scale}"
+                raise cross(f"also.{number}.scale", came, f"scale: {self.scale}")
+            if kind.also:
+                raise cross(f"also.{number}.also", "a kind of degradation has kinds of its own", "one list of kinds")
+        return self
+
+    def kinds(self) -> list[Degradation]:
+        """This one alone, and those beside it."""
+        return [self.model_copy(update={"also": []}), *self.also]
+
+    def does_nothing(self) -> bool:
+        """Whether the low-quality version is the ground truth, rounded."""
+        return self.scale == 1 and not any(kind.blur or kind.noise or kind.jpeg for kind in self.kinds())
 
     def margin(self) -> int:
         """Ground-truth pixels around a crop that its low-quality version depends on, a multiple of `scale`.
 
-        Covers the blur, the bicubic kernel and one JPEG block.
+        Covers the blur, the bicubic kernel and one JPEG block, of the kind that reaches farthest.
         """
+        return max(kind._margin() for kind in self.kinds())
+
+    def _margin(self) -> int:
         reach = blur_radius(self.blur.sigma[1]) + streak_radius(self.blur.motion[1]) if self.blur else 0
         reach += 2 * self.scale if self.scale > 1 else 0
         reach += 8 * self.scale if self.jpeg else 0

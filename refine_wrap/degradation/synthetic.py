@@ -29,7 +29,8 @@ def degrade(
         image: (H, W, 3) float32, RGB in [0, 1], both sides multiples of `settings.scale`. It is not changed.
         settings: which parts, and the ranges that they are drawn from.
         rng: the only source of chance.
-        drawn: gets a dict for each part (blur, noise, jpeg) that the image went through.
+        drawn: gets a dict for each part (blur, noise, jpeg) that the image went through; of several kinds, also the
+            number of the one that was taken, 0 being the first.
 
     Returns:
         (H / scale, W / scale, 3) uint8.
@@ -44,6 +45,10 @@ def degrade(
             f"An image of {image.shape[1]}x{image.shape[0]} pixels", f"sides that are multiples of {settings.scale}"
         )
     drawn = {} if drawn is None else drawn
+    if settings.also:
+        kinds = settings.kinds()
+        number = int(rng.integers(len(kinds)))
+        settings, drawn["kind"] = kinds[number], {"number": number}
     # Each part draws from its own stream, so that a change to one leaves the draws of the others as they were.
     blur_rng, noise_rng, jpeg_rng = (np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 3))
     if settings.blur is not None and blur_rng.random() < settings.blur.probability:

@@ -12,13 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
-from ..degradation.settings import Between, Degradation, Section, Share
-
-
-def cross(key: str, came: str, expected: str, next_step: str = "") -> PydanticCustomError:
-    """A refusal of values that do not go together; `key` is where the line is taken from."""
-    context = {"key": key, "came": came, "expected": expected, "next_step": next_step}
-    return PydanticCustomError("cross", "values that do not go together", context)
+from ..degradation.settings import Between, Degradation, Section, Share, cross
 
 
 def _listed(value: Any) -> Any:

@@ -88,7 +88,7 @@ def _key_of(error: Any) -> Key:
     """Where an error points; refusals of several values carry their own key."""
     loc: Key = tuple(error["loc"])
     if error["type"] == "cross":
-        return (*loc, *str(error["ctx"]["key"]).split("."))
+        return (*loc, *(int(part) if part.isdigit() else part for part in str(error["ctx"]["key"]).split(".")))
     return loc
 
 
@@ -133,24 +133,23 @@ def _schema() -> dict[str, Any]:
 
 def _node(key: Key) -> dict[str, Any]:
     """The JSON schema of a key, references followed; {} where there is none."""
-    schema = _schema()
-
-    def plain(node: dict[str, Any]) -> dict[str, Any]:
-        while True:
-            if "$ref" in node:
-                node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-            elif len(inner := [n for n in node.get("anyOf", ()) if n.get("type") != "null"]) == 1:
-                node = inner[0]
-            elif len(sections := [n for n in inner if "$ref" in n]) == 1:  # or a number that stands for it
-                node = sections[0]
-            else:
-                return node
-
-    node = plain(schema)
+    node = _plain(_schema())
     for part in key:
         known = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
-        node = plain(known)
+        node = _plain(known)
     return node
+
+
+def _plain(node: dict[str, Any]) -> dict[str, Any]:
+    while True:
+        if "$ref" in node:
+            node = _schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        elif len(inner := [n for n in node.get("anyOf", ()) if n.get("type") != "null"]) == 1:
+            node = inner[0]
+        elif len(sections := [n for n in inner if "$ref" in n]) == 1:  # or a number that stands for it
+            node = sections[0]
+        else:
+            return node
 
 
 def all_keys(key: Key = ()) -> Iterator[Key]:
@@ -171,7 +170,7 @@ def _words(node: Mapping[str, Any]) -> str:
         return str(node["const"])
     kind = node.get("type", "a value")
     if kind == "array":
-        inner = node.get("items", {})
+        inner = _plain(node.get("items", {}))
         return f"a list, each item {_words(inner)}" if inner else "a list"
     if kind == "object":
         known = ", ".join(node.get("properties", {}))

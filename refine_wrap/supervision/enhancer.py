@@ -19,6 +19,7 @@ from ..errors import DataError, ImageError
 from ..folder import PathLike, list_images
 from ..images import Picture, bleed_alpha, read_image
 from ..resources import file_digest
+from ..tiling import split_box
 from ..wrapper import RefineWrapper
 from .change import Change, band_weights, measured, within
 from .masks import BLOCK, FrequencyMaskGenerator
@@ -184,17 +185,9 @@ def coefficients(generator: FrequencyMaskGenerator, image: Tensor, strength: flo
     height, width = image.shape[-2:]
     if height * width <= WHOLE:
         return generator.coefficients(image, strength)
-    high, wide = (_tile(side) for side in (height, width))
     total: Any = 0
-    for rows in torch.split(image, high, -2):
-        for tile in torch.split(rows, wide, -1):
-            share = tile.shape[-2] * tile.shape[-1] / (height * width)
-            total = total + share * generator.coefficients(tile, strength)
+    for top, left, bottom, right in split_box((0, 0, height, width), math.isqrt(WHOLE), BLOCK):
+        share = (bottom - top) * (right - left) / (height * width)
+        total = total + share * generator.coefficients(image[..., top:bottom, left:right], strength)
     mean: Tensor = total
     return mean
-
-
-def _tile(side: int) -> int:
-    """The side of equal tiles of at most about sqrt(WHOLE) pixels, in whole blocks."""
-    count = -(-side // math.isqrt(WHOLE))
-    return -(-side // (count * BLOCK)) * BLOCK

@@ -2,7 +2,7 @@
 
 from .measure import measure_tiling, photo_like
 from .plan import DEFAULT_HALO, TilePlan, memory_budget, plan_tiles
-from .run import TileReport, is_out_of_memory, run_tiles
+from .run import TileReport, is_out_of_memory, run_tiles, split_box
 from .trace import LayerTrace, trace_layers
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "photo_like",
     "plan_tiles",
     "run_tiles",
+    "split_box",
     "trace_layers",
 ]

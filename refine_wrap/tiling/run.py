@@ -90,14 +90,14 @@ def run_tiles(
     waiting: deque[Box] = deque([(0, 0, height, width)])
     while waiting:
         box = waiting.popleft()
-        parts = _split(box, run.report.tile, multiple_of)
+        parts = split_box(box, run.report.tile, multiple_of)
         if len(parts) > 1:
             waiting.extendleft(reversed(parts))
             continue
         if run.memory_suffices(box):
             run.report.tiles += 1
             if notify is not None:
-                total = run.report.tiles + sum(len(_split(b, run.report.tile, multiple_of)) for b in waiting)
+                total = run.report.tiles + sum(len(split_box(b, run.report.tile, multiple_of)) for b in waiting)
                 notify(run.report.tiles, total)
         else:
             _free_memory()
@@ -106,8 +106,8 @@ def run_tiles(
     return run.report
 
 
-def _split(box: Box, tile: int | None, multiple_of: int) -> list[Box]:
-    """Cuts a box into parts of at most `tile`, all about equally large, that begin at multiples."""
+def split_box(box: Box, tile: int | None, multiple_of: int) -> list[Box]:
+    """A box in parts of at most about `tile` pixels a side, all about equally large, that begin at multiples."""
     top, left, bottom, right = box
     rows, columns = _cuts(top, bottom, tile, multiple_of), _cuts(left, right, tile, multiple_of)
     return [(y0, x0, y1, x1) for y0, y1 in _pairs(rows) for x0, x1 in _pairs(columns)]

@@ -141,7 +141,7 @@ def make_flawed(
 
 
 def _check(degradation: Degradation, seed: int, crop: int | None, grid: bool, downscale: int) -> None:
-    if degradation.scale == 1 and not (degradation.blur or degradation.noise or degradation.jpeg):
+    if degradation.does_nothing():
         raise RefineWrapError(
             "The degradation does nothing: the inputs would be the flawed ground truths",
             "a scale above 1, blur, noise or jpeg",
