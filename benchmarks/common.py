@@ -12,8 +12,12 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
+from torchvision.utils import make_grid
 
 import refine_wrap
+from refine_wrap import write_image
+from refine_wrap.images import Picture
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -68,3 +72,11 @@ def write(name: str, results: dict[str, Any]) -> Path:
     path.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
     print(f"wrote {path}")
     return path
+
+
+def write_pictures(name: str, rows: list[list[Tensor]]) -> None:
+    """Pictures (1, 3, H, W) of one size, in rows, as one PNG."""
+    table = make_grid(torch.cat([image for row in rows for image in row]), nrow=len(rows[0]), padding=4, pad_value=1)
+    pixels = table.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    RESULTS.mkdir(exist_ok=True)
+    write_image(RESULTS / f"{name}.png", Picture(pixels), overwrite=True)

@@ -6,6 +6,7 @@ From photos that nothing was trained on `make_flawed` makes flawed ground truths
 pristine photo: the flawed ground truth, each variant, the plain average, and what the masks mix at several strengths.
 No score without a reference takes part. The pristine photos themselves are enhanced too: they should stay as they are.
 --masks may be given several times: mask generators of other numbers of rings, or of another weighting.
+The picture shows photos of SHARED/data/photos, a row for each level: pristine, flawed, average, x4, enhanced.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import write
+from common import write, write_pictures
 from torch import Tensor
 
 from refine_wrap import load_backbone, read_image
@@ -29,6 +30,8 @@ from refine_wrap.supervision.variants import variants
 CROP = 256
 STRENGTHS = (0.1, 0.3, 0.5, 1.0)
 METRICS = ("PSNR", "SSIM", "FSIM", "GMSD")
+SHOWN, PHOTOS = 160, ("city-lossless.png", "dog-lossless.png")
+"""Side, and names, of the photos in the picture."""
 
 
 def main() -> None:
@@ -60,6 +63,8 @@ def main() -> None:
             print(level, {name: round(figures["PSNR"], 2) for name, figures in found[level].items()}, flush=True)
         found["pristine"] = study.run(place / "pristine", place / "pristine")
         print("pristine", {name: round(figures["PSNR"], 2) for name, figures in found["pristine"].items()})
+        make_flawed(options.shared / "data/photos", Path(temporary) / "shown", crop=SHOWN, downscale=2)
+        write_pictures(options.name, study.rows(Path(temporary) / "shown", *PHOTOS))
     about = {"photos": min(options.limit, len(every)), "crop": CROP, "masks": masks, "sr": options.sr}
     write(options.name, {**about, "levels": found})
 
@@ -99,6 +104,18 @@ class Study:
                 label = f"enhanced {strength}" + f", {name}" * (len(self.generators) > 1)
                 found[label] = enhanced(gt, made, generator, strength).clamp(0, 1)
         return found
+
+    @torch.no_grad()
+    def rows(self, place: Path, *names: str) -> list[list[Tensor]]:
+        """What the picture shows."""
+        rows = []
+        for name in names:
+            for level in ("level1", "level2", "level3"):
+                made = self.pictures(read_image(place / "flawed_gt" / level / name).tensor())
+                shown = [made[label] for label in ("ground truth", "average", "variant x4")]
+                enhanced_03 = next(image for label, image in made.items() if label.startswith("enhanced 0.3"))
+                rows.append([read_image(place / "pristine" / name).tensor(), *shown, enhanced_03])
+        return rows
 
     @staticmethod
     def value(metric: Any, image: Tensor, pristine: Tensor) -> float:

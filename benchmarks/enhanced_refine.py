@@ -8,6 +8,8 @@ comes out for the held-out inputs is compared with the pristine photos. The runs
 target, what it is shown, its size; and the backbone itself is trained on enhanced ground truths, as an upper bound.
 Inputs of other degradations (a strong blur, little noise) show what happens beside the training data.
 --work keeps sets and runs, and goes on with them.
+The picture shows photos of SHARED/data/photos: pristine, flawed, input, backbone, and refined at strength 1 by the runs
+"flawed ground truth" and "enhanced".
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import write
+from common import write, write_pictures
 from torch import Tensor, nn
 
 from refine_wrap import Recipe, RefineWrapper, load_backbone, read_image
@@ -35,6 +37,8 @@ CROP = 256
 STRENGTHS = (0.0, 0.3, 0.6, 1.0)
 METRICS = ("PSNR", "SSIM", "FSIM")
 BACKBONE = "shipped:demo_denoiser"
+SHOWN, PICTURED = 160, ("flawed ground truth", "enhanced")
+"""Side of the photos in the picture, and the runs that it shows."""
 OTHER_INPUTS = {
     "blur of sigma 2.5": Degradation.model_validate({"blur": {"sigma": [2.5, 2.5]}}),
     "noise of sigma 9": Degradation.model_validate({"noise": {"sigma": [9, 9]}}),
@@ -72,10 +76,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         study = Study(options, options.work or Path(temporary))
-        found = {"backbone alone": study.measure(load_backbone(BACKBONE))}
+        backbone = load_backbone(BACKBONE)
+        found, shown = {"backbone alone": study.measure(backbone)}, [backbone]
         for name in options.only or RUNS:
-            found[name] = study.measure(study.trained(name))
+            model = study.trained(name)
+            found[name] = study.measure(model)
+            shown += [partial(model, strength=1.0)] * (name in PICTURED)
             print(name, {at: round(row[HELD_OUT]["PSNR"], 3) for at, row in found[name].items()}, flush=True)
+        write_pictures(f"enhanced_refine_level{options.level}", study.rows(shown))
     about = {key: getattr(options, key) for key in ("level", "steps", "masks", "sr", "limit")}
     write(f"enhanced_refine_level{options.level}", {**about, "crop": CROP, "backbone": BACKBONE, "runs": found})
 
@@ -133,6 +141,11 @@ class Study:
             values["supervision"] = {**changes["supervision"], **sources}
         if values["objective"] == "refine":
             values["backbone_cache"] = {"keep": "disk"}
+            # The same crops in every run: their variants are made once.
+            (self.place / "variants").mkdir(exist_ok=True)
+            output.mkdir(parents=True, exist_ok=True)
+            if not (output / "variants").is_symlink():
+                (output / "variants").symlink_to((self.place / "variants").resolve())
         made = finetune(Recipe.from_dict(values))
         if values["objective"] == "restore":
             return load_backbone(str(next(made.glob("*.safetensors"))))
@@ -147,6 +160,17 @@ class Study:
             f"strength {at}": {kind: self.figures(partial(model, strength=at), kind) for kind in KINDS}
             for at in STRENGTHS
         }
+
+    @torch.no_grad()
+    def rows(self, models: list[Callable[[Tensor], Tensor]]) -> list[list[Tensor]]:
+        """What the picture shows."""
+        place = self.place / "shown"
+        make_flawed(self.options.shared / "data/photos", place, crop=SHOWN, downscale=2)
+        rows = []
+        for path in list_images(place / "pristine"):
+            truth, low = (read_image(place / kind / self.level / path.name).tensor() for kind in ("flawed_gt", "input"))
+            rows.append([read_image(path).tensor(), truth, low, *(model(low) for model in models)])
+        return rows
 
     def figures(self, model: Callable[[Tensor], Tensor], kind: str) -> dict[str, float]:
         rows = []

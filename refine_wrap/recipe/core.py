@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from ..degradation.settings import Section
+from ..degradation.settings import Section, cross
 from ..errors import RecipeError, RefineWrapError
 from ..resources import recipe_path
 from .lines import Places, apply_override, read_tree
@@ -31,7 +31,6 @@ from .sections import (
     StrengthChoice,
     TrainChoice,
     TrainFolders,
-    cross,
 )
 from .supervision import MasksChoice, SupervisionChoice
 from .words import explain_step, refusal
