@@ -98,6 +98,9 @@ def test_several_kinds_are_taken_with_equal_chance_and_never_mixed() -> None:
 def test_the_margin_of_several_kinds_is_that_of_the_farthest() -> None:
     assert Degradation(also=[SOFT, LOUD]).margin() == SOFT.margin() == 6 > LOUD.margin()
     assert Degradation(blur=Blur(sigma=[3, 3]), also=[SOFT]).margin() == 9
+    # In whole blocks of JPEG, of all planes: 6 of the blur and 8 of a block are 16, in the pixels of the larger photo.
+    assert Degradation(also=[SOFT, Degradation(jpeg=Jpeg())]).margin() == 16
+    assert Degradation(scale=2, also=[Degradation(scale=2, jpeg=Jpeg())]).margin() == 32
 
 
 def test_several_kinds_do_nothing_only_where_none_does_anything() -> None:

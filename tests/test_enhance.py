@@ -25,6 +25,7 @@ from test_supervision import generator
 from refine_wrap import Backbone, load_backbone, manifests, read_image, write_image
 from refine_wrap.cli.main import app
 from refine_wrap.errors import CheckpointError, DataError, ImageError, OutputError, RefineWrapError
+from refine_wrap.evaluation import make_flawed
 from refine_wrap.hub import Adapter, load_adapter, save_adapter
 from refine_wrap.images import Picture
 from refine_wrap.report import audit_page
@@ -736,3 +737,35 @@ def test_ctrl_c_of_the_command(photos: Path, tmp_path: Path, call: Any) -> None:
     assert process.returncode == 130 and "Interrupted." in said and "Traceback" not in said
     known = Manifest.read(out).pictures
     assert set(known) == set(written(out)) and 1 < len(known) < 60
+
+
+# ---------------------------------------------------------------- what comes with the package
+
+
+def test_nothing_has_to_be_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks and super-resolver come with the package: two folders are enough, without a network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as left:
+        app(["enhance", str(photos), "-o", str(tmp_path / "out"), "--device", "cpu", "--quiet"])
+    assert not left.value.code
+    manifest = Manifest.read(tmp_path / "out")
+    assert sorted(manifest.pictures) == NAMES and manifest.scorers == []
+    assert any((tmp_path / "out" / name).read_bytes() != (photos / name).read_bytes() for name in NAMES)
+
+
+@pytest.mark.shared
+def test_the_shipped_masks_undo_flaws_and_leave_sharp_photos_alone(tmp_path: Path, shared: Path) -> None:
+    """On photos that nothing was trained on, at each level of flaws nearer to the pristine photo than before."""
+    place = tmp_path / "set"
+    make_flawed(shared / "data/photos", place, crop=192, downscale=2)
+    gain = {}
+    for level in ("level1", "level2", "level3"):
+        gts = place / "flawed_gt" / level
+        enhance(gts, tmp_path / level)
+        pairs = [(place / "pristine" / path.name, path, tmp_path / level / path.name) for path in gts.iterdir()]
+        gain[level] = [decibels(best, made) - decibels(best, flawed) for best, flawed, made in pairs]
+        assert len(pairs) == 4
+    assert all(sum(gains) > 0 for gains in gain.values()), gain
+    assert sum(gain["level1"]) < sum(gain["level3"]), gain
+    enhance(place / "pristine", tmp_path / "same")
+    assert min(decibels(p, tmp_path / "same" / p.name) for p in (place / "pristine").iterdir()) > 38

@@ -47,7 +47,9 @@ def test_shipped_weights_are_small_whole_and_have_cards() -> None:
     from refine_wrap.resources import manifest, verify_weights, weights_dir
 
     entries = manifest()["local"]
-    assert {"demo_denoiser", "demo_refiner", "ranker", "gauge", "sr_x2"} <= {entry["name"] for entry in entries}
+    assert {"demo_denoiser", "demo_refiner", "ranker", "gauge", "sr_x2", "masks"} <= {
+        entry["name"] for entry in entries
+    }
     assert all(check.ok for check in verify_weights())
     assert sum(entry["bytes"] for entry in entries) < 25_000_000
     for entry in entries:

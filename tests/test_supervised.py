@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ def test_what_masks_gain_counts_as_a_share_of_the_flaw(place: Path, tmp_path: Pa
         return float(objective(batch)["pristine"])
 
     # The variants have half of the flaw: what is mixed has between a quarter and all of its squared error.
-    assert all(2 * 0.25 < term(flaw) < 2 for flaw in (0.05, 0.2))
+    assert all(0.25 < math.exp(term(flaw)) < 1 for flaw in (0.05, 0.2))
     assert abs(term(0.05) - term(0.2)) < 0.2
-    assert term(1e-4) < 0.02  # there is nothing to gain
+    assert abs(term(1e-4)) < 0.02  # there is nothing to gain
 
 
 def test_masks_of_flawed_ground_truths_learn_the_better_photo(place: Path, tmp_path: Path) -> None:
@@ -154,12 +155,18 @@ def test_at_strength_0_only_fidelity_counts_and_at_1_only_quality(place: Path, t
     data = objective.data(run)[0]
     batch = {name: value[None] for name, value in data[(0, 0)].items() if isinstance(value, torch.Tensor)}
     low, high, middle = (objective({**batch, "strength": torch.tensor([s])}) for s in (0.0, 1.0, 0.5))
-    assert low["pristine"] == 0 < low["fidelity"] and high["fidelity"] == 0 < high["pristine"]
+    assert low["pristine"] == 0 < low["fidelity"] and high["fidelity"] == 0 != high["pristine"]
     mixed = enhanced(batch["lq"], batch["variants"], objective.generator, 0.5)
     own, left = (4 * (image - batch["gt"]).square().mean() for image in (batch["lq"], mixed))
     moved = 4 * (mixed - batch["lq"]).square().mean()
     assert torch.isclose(middle["fidelity"], 0.75 * moved / (own + SOUND))
-    assert torch.isclose(middle["pristine"], 0.25 * left / (own + SOUND))
+    gain = torch.log((left + SOUND) / (own + SOUND))
+    assert torch.isclose(middle["pristine"], 0.25 * gain)
+    # Both weigh as much as 1 together.
+    objective.choice = objective.choice.model_copy(update={"pristine": 100})
+    strong = objective({**batch, "strength": torch.tensor([0.5])})
+    assert torch.isclose(strong["fidelity"], 0.75 / 25.75 * moved / (own + SOUND))
+    assert torch.isclose(strong["pristine"], 25 / 25.75 * gain)
     # Where no better photo is looked at, fidelity is the paper's own.
     objective.choice = objective.choice.model_copy(update={"pristine": 0})
     assert torch.isclose(objective({**batch, "strength": torch.tensor([0.5])})["fidelity"], 0.75 * moved)

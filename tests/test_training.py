@@ -271,6 +271,24 @@ def test_degraded_and_ground_truth_are_aligned(tmp_path: Path) -> None:
         assert (blocks - sample["lq"]).abs().max() < 1.5 / 255
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_jpeg_blocks_begin_at_the_corner_of_every_crop(tmp_path: Path, scale: int) -> None:
+    """As in a file, wherever in the photo the crop lies: the steps between blocks show where they begin."""
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    colours.resize((160, 160), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    rough = Degradation(scale=scale, blur=Blur(sigma=[0.7, 0.7]), jpeg=Jpeg(quality=[5, 5]))
+    data = DegradedData(store(tmp_path), rough, crop=64 * scale, samples_per_image=20, rotations=False, flips=False)
+    corners = set()
+    for index in range(20):
+        sample = data[index]
+        corners.add(tuple((sample["place"][:2] % (16 * scale)).tolist()))
+        for axis in (1, 2):
+            steps = sample["lq"].diff(dim=axis).abs().mean([dim for dim in (0, 1, 2) if dim != axis])
+            between = steps[7::8].mean()
+            assert between > 2 * steps[[n for n in range(len(steps)) if n % 8 != 7]].mean()
+    assert len(corners) > 10
+
+
 def test_validation_draws_are_fixed_and_central(photos: Path) -> None:
     data = DegradedData(store(photos), Degradation(noise=Noise()), crop=16, fixed=True)
     with Image.open(photos / "0.png") as image:

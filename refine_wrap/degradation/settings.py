@@ -136,18 +136,22 @@ class Degradation(Section):
         """Whether the low-quality version is the ground truth, rounded."""
         return self.scale == 1 and not any(kind.blur or kind.noise or kind.jpeg for kind in self.kinds())
 
+    def grid(self) -> int:
+        """Ground-truth pixels between places where blocks of all planes of a JPEG begin; without JPEG, `scale`."""
+        return 16 * self.scale if any(kind.jpeg for kind in self.kinds()) else self.scale
+
     def margin(self) -> int:
-        """Ground-truth pixels around a crop that its low-quality version depends on, a multiple of `scale`.
+        """Ground-truth pixels around a crop that its low-quality version depends on, a multiple of `grid()`.
 
-        Covers the blur, the bicubic kernel and one JPEG block, of the kind that reaches farthest.
+        Covers the blur and the bicubic kernel of the kind that reaches farthest, and one JPEG block.
         """
-        return max(kind._margin() for kind in self.kinds())
-
-    def _margin(self) -> int:
-        reach = blur_radius(self.blur.sigma[1]) + streak_radius(self.blur.motion[1]) if self.blur else 0
-        reach += 2 * self.scale if self.scale > 1 else 0
-        reach += 8 * self.scale if self.jpeg else 0
-        return math.ceil(reach / self.scale) * self.scale
+        reach = 2 * self.scale if self.scale > 1 else 0
+        reach += max(
+            blur_radius(kind.blur.sigma[1]) + streak_radius(kind.blur.motion[1]) if kind.blur else 0
+            for kind in self.kinds()
+        )
+        reach += 8 * self.scale if self.grid() > self.scale else 0
+        return math.ceil(reach / self.grid()) * self.grid()
 
 
 def blur_radius(sigma: float) -> int:

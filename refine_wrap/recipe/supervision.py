@@ -43,9 +43,9 @@ class MasksChoice(Section):
     scorer_weight: Weight = 0.1
     """Of each scorer."""
     pristine: Weight = 1.0
-    """With data.degradation, which makes the ground truth from a better photo: of the squared distance to that photo.
-    It and fidelity count in shares of the ground truth's own distance to that photo then. Where w is the weight of
-    quality, masks go w * pristine / (1 - w + w * pristine) of the way to what is best for the photo."""
+    """With data.degradation, which makes the ground truth from a better photo: of the logarithm of the squared distance
+    to that photo. Both distances count as shares of the ground truth's own to that photo then, and as a mean of both:
+    where w is the weight of quality, fidelity counts (1 - w) / (1 - w + w * pristine)."""
     logit_decay: Weight = 0.0
     """Of the squared logits of the coefficients. Without it a ring that all images agree on at first is given to one of
     the images for good: the softmax saturates, and what differs from image to image is not learned any more."""

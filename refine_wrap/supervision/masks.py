@@ -28,6 +28,9 @@ PROFILE_BANDS = (1, 2, 3, 5, 7, 9, 11, 15)
 """Where its bands of frequency begin, in the sum of a block's two frequencies; the mean colour is left out."""
 PROFILE_RANKS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Which of the blocks it tells, in each band from the calmest, 0, to the busiest, 1."""
+FADE = 0.1
+"""Beside a profile the strength counts as exp(-strength / FADE): so 0, where the ground truth is to stay as it is, is
+told from little."""
 SILENT = 1e-8
 """Power that no photo is below, 8 bits or 16: a flat image has a finite profile too."""
 
@@ -147,7 +150,9 @@ class FrequencyMaskGenerator(nn.Module):
             x = down(encoder(x))
         x = self.middle_blks(x).mean((2, 3))
         if self.profile is not None:
-            seen = torch.cat((block_profile(image).flatten(1), plane[..., 0, 0]), 1)
+            # Three times, to be heard among the many values of the profile.
+            faded = 3 * torch.exp(-plane[..., 0, 0] / FADE)
+            seen = torch.cat((block_profile(image).flatten(1), faded), 1)
             x = x + self.profile(seen.to(x.dtype))
         x = self.fclayer_last(self.dropout(self.fclayer_1(self.dropout(x))))
         return x.view(-1, self.images, self.rings).softmax(1)

@@ -276,7 +276,8 @@ class ImageData(Dataset[Sample]):
 class DegradedData(ImageData):
     """Ground truth alone; its low-quality version is made on the fly.
 
-    The degradation works on the crop and a margin around it, so that blur and JPEG blocks meet real neighbours.
+    The degradation works on the crop and a margin around it, so that blur and JPEG blocks meet real neighbours. JPEG's
+    blocks begin at the crop's corner, as in a file.
     """
 
     def __init__(self, store: ImageStore, degradation: Degradation, **options: Any) -> None:
@@ -289,8 +290,8 @@ class DegradedData(ImageData):
         image = mirrored(image, *crop)
         height, width = image.shape[:2]
         place = self.place(height, width, crop, rng)
-        margin = self.degradation.margin()
-        above, before = (min(margin, corner // scale * scale) for corner in (place.top, place.left))
+        margin, grid = self.degradation.margin(), self.degradation.grid()
+        above, before = (min(margin, corner // grid * grid) for corner in (place.top, place.left))
         below = min(margin, (height - place.top - crop[0]) // scale * scale)
         after = min(margin, (width - place.left - crop[1]) // scale * scale)
         region = as_float(

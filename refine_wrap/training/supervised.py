@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 SHOWN_STRENGTHS = (0.0, 0.3, 1.0)
 """The strengths that masks are validated at."""
-SOUND = 4e-5
-"""Squared error, of images in [-1, 1], of a ground truth that is as good as its pristine photo: 50 dB."""
+SOUND = 1e-4
+"""Squared error, of images in [-1, 1], of a ground truth that is as good as its pristine photo: 46 dB."""
 
 
 def add_variants(recipe: Recipe, data: ImageData, validation: ImageData | None, of: str) -> None:
@@ -119,20 +119,24 @@ class MasksObjective(Objective):
         masks = self.generator.masks(coefficients, gt.shape[-2], gt.shape[-1])
         mixed = mix([gt, *variants.unbind(1)], masks)
         pull = strength.square() if self.choice.weighting == "official" else strength
-        distance = squared_error(mixed, gt)
+        distance, whole = squared_error(mixed, gt), torch.ones_like(pull)
         losses = {}
         if "lq" in batch and self.choice.pristine:
-            # As shares of the flaw: a badly flawed ground truth must not teach that all of them are.
+            # As shares of the flaw, what is left of it as their logarithm: a badly flawed ground truth must not teach
+            # that all of them are. As a mean of both: that little is to change at a low strength counts as much as what
+            # is best at a high one.
             flaw = squared_error(gt, batch["gt"]) + SOUND
+            whole = 1 - pull + pull * self.choice.pristine
             distance = distance / flaw
-            losses["pristine"] = self.choice.pristine * (pull * squared_error(mixed, batch["gt"]) / flaw).mean()
-        losses["fidelity"] = ((1 - pull) * distance).mean()
+            left = torch.log((squared_error(mixed, batch["gt"]) + SOUND) / flaw)
+            losses["pristine"] = self.choice.pristine * (pull / whole * left).mean()
+        losses["fidelity"] = ((1 - pull) / whole * distance).mean()
         if self.choice.logit_decay:
             logits = coefficients.clamp(min=1e-30).log()
             losses["logits"] = self.choice.logit_decay * (logits - logits.mean(1, keepdim=True)).square().mean()
         for name, scorer in zip(self.names, self.scorers, strict=True):
             # What is missing to the best score: the same gradient as the negative score of the paper, never below 0.
-            losses[name] = self.choice.scorer_weight * (pull * (1 - scorer(mixed.clamp(0, 1)))).mean()
+            losses[name] = self.choice.scorer_weight * (pull / whole * (1 - scorer(mixed.clamp(0, 1)))).mean()
         return losses
 
     def networks(self) -> list[nn.Module]:
