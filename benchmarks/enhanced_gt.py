@@ -30,7 +30,7 @@ from refine_wrap.supervision.variants import variants
 CROP = 256
 STRENGTHS = (0.1, 0.3, 0.5, 1.0)
 METRICS = ("PSNR", "SSIM", "FSIM", "GMSD")
-SHOWN, PHOTOS = 160, ("city-lossless.png", "dog-lossless.png")
+SHOWN, PHOTOS = 96, ("city-lossless.png", "dog-lossless.png")
 """Side, and names, of the photos in the picture."""
 
 

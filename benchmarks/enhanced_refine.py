@@ -37,7 +37,7 @@ CROP = 256
 STRENGTHS = (0.0, 0.3, 0.6, 1.0)
 METRICS = ("PSNR", "SSIM", "FSIM")
 BACKBONE = "shipped:demo_denoiser"
-SHOWN, PICTURED = 160, ("flawed ground truth", "enhanced")
+SHOWN, PICTURED = 96, ("flawed ground truth", "enhanced")
 """Side of the photos in the picture, and the runs that it shows."""
 OTHER_INPUTS = {
     "blur of sigma 2.5": Degradation.model_validate({"blur": {"sigma": [2.5, 2.5]}}),

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_supervision import generator
 
-from refine_wrap import Backbone, load_backbone, manifests, read_image, write_image
+from refine_wrap import Backbone, RefineWrapper, load_backbone, manifests, read_image, write_image
 from refine_wrap.cli.main import app
 from refine_wrap.errors import CheckpointError, DataError, ImageError, OutputError, RefineWrapError
 from refine_wrap.evaluation import make_flawed
@@ -753,6 +753,16 @@ def test_nothing_has_to_be_named(photos: Path, tmp_path: Path, monkeypatch: pyte
     assert any((tmp_path / "out" / name).read_bytes() != (photos / name).read_bytes() for name in NAMES)
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_shipped_refiner_goes_behind_any_network(scale: int) -> None:
+    torch.manual_seed(0)
+    network = load_backbone("SRVGGNetCompact", options={"num_feat": 4, "num_conv": 1, "upscale": scale})
+    model = RefineWrapper.from_pretrained("shipped:refiner", backbone=network)
+    image = torch.rand(1, 3, 20, 17)
+    alone, refined = network(image), model(image)
+    assert refined.shape == alone.shape and not torch.equal(refined, alone) and bool(refined.isfinite().all())
+
+
 @pytest.mark.shared
 def test_the_shipped_masks_undo_flaws_and_leave_sharp_photos_alone(tmp_path: Path, shared: Path) -> None:
     """On photos that nothing was trained on, at each level of flaws nearer to the pristine photo than before."""
@@ -767,5 +777,15 @@ def test_the_shipped_masks_undo_flaws_and_leave_sharp_photos_alone(tmp_path: Pat
         assert len(pairs) == 4
     assert all(sum(gains) > 0 for gains in gain.values()), gain
     assert sum(gain["level1"]) < sum(gain["level3"]), gain
+    # What the refiner learned of them it does without variants.
+    refiner = RefineWrapper.from_pretrained("shipped:refiner", backbone=torch.nn.Identity())
+    for path in (place / "flawed_gt/level3").iterdir():
+        refiner.restore(path, tmp_path / "refined" / path.name)
+    best = place / "pristine"
+    gains = [
+        decibels(best / p.name, tmp_path / "refined" / p.name) - decibels(best / p.name, p)
+        for p in (place / "flawed_gt/level3").iterdir()
+    ]
+    assert min(gains) > 0, gains
     enhance(place / "pristine", tmp_path / "same")
     assert min(decibels(p, tmp_path / "same" / p.name) for p in (place / "pristine").iterdir()) > 38

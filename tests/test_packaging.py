@@ -47,7 +47,7 @@ def test_shipped_weights_are_small_whole_and_have_cards() -> None:
     from refine_wrap.resources import manifest, verify_weights, weights_dir
 
     entries = manifest()["local"]
-    assert {"demo_denoiser", "demo_refiner", "ranker", "gauge", "sr_x2", "masks"} <= {
+    assert {"demo_denoiser", "demo_refiner", "ranker", "gauge", "sr_x2", "masks", "refiner"} <= {
         entry["name"] for entry in entries
     }
     assert all(check.ok for check in verify_weights())
