@@ -755,7 +755,6 @@ def test_nothing_has_to_be_named(photos: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_the_shipped_refiner_goes_behind_any_network(scale: int) -> None:
-    torch.manual_seed(0)
     network = load_backbone("SRVGGNetCompact", options={"num_feat": 4, "num_conv": 1, "upscale": scale})
     model = RefineWrapper.from_pretrained("shipped:refiner", backbone=network)
     image = torch.rand(1, 3, 20, 17)

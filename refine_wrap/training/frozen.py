@@ -178,7 +178,7 @@ def fill(
             one["place"] = batch["place"][number].clone()
             if done == 0:
                 _check_room(frozen.store, len(missing), sum(value.nbytes for value in one.values()))
-            frozen.store.put(frozen.name(*key), {name: value.contiguous() for name, value in one.items()})
+            frozen.store.put(frozen.name(*key), one)
             done += 1
         if notify is not None:
             notify(done, len(missing))
