@@ -99,6 +99,24 @@ FAMILIES: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
         {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 1, 1]},
         {"scale": 1, "multiple_of": 8},
     ),
+    "CodebookRestorer": (
+        "CodebookRestorer",
+        {
+            "nf": 32,
+            "ch_mult": [1, 1, 1],
+            "res_blocks": 1,
+            "attn_resolutions": [4],
+            "emb_dim": 8,
+            "codebook_size": 16,
+            "hq_codebook_size": 16,
+            "dim": 16,
+            "heads": 2,
+            "layers": 1,
+            "mlp": 16,
+            "connect": [8, 16],
+        },
+        {"scale": 1, "multiple_of": 4, "value_range": (-1.0, 1.0)},
+    ),
 }
 FROM_BASICSR = {"EDSR", "RCAN", "MSRResNet"}
 

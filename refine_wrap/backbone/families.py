@@ -269,6 +269,18 @@ def _restormer(m: Network) -> Spec:
     )
 
 
+def _codebook_restorer(m: Network) -> Spec:
+    return Spec(
+        "CodebookRestorer",
+        multiple_of=m.stride,
+        minimum=2 * m.stride,  # group norm needs two values
+        value_range=(-1.0, 1.0),
+        tap=f"generator.blocks.{len(m.generator.blocks) - 3}",
+        # What comes before the choice of codes has no gradient from the image, but for the statistics that AdaIN takes.
+        lora=(r"(encoder|generator)\.blocks\.\d+(\.(conv\d?|conv_out|q|k|v|proj_out))?",),
+    )
+
+
 FAMILIES: tuple[Family, ...] = (
     Family("SwinIR", ("SwinIR",), _swinir),
     Family("HAT", ("HAT",), _hat),
@@ -283,4 +295,5 @@ FAMILIES: tuple[Family, ...] = (
     Family("DnCNN", ("DnCNN",), _dncnn),
     Family("SCUNet", ("SCUNet",), _scunet),
     Family("Restormer", ("Restormer",), _restormer),
+    Family("CodebookRestorer", ("CodebookRestorer",), _codebook_restorer),
 )

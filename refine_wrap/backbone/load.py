@@ -19,7 +19,13 @@ from .core import Backbone
 from .families import family_of
 from .spec import Spec
 
-NICKNAMES = {"SRVGG": "SRVGGNetCompact", "Compact": "SRVGGNetCompact", "ESRGAN": "RRDBNet", "RealESRGAN": "RRDBNet"}
+NICKNAMES = {
+    "SRVGG": "SRVGGNetCompact",
+    "Compact": "SRVGGNetCompact",
+    "ESRGAN": "RRDBNet",
+    "RealESRGAN": "RRDBNet",
+    "CodebookRestorer": "refine_wrap.quality:CodebookRestorer",
+}
 BASICSR_NETWORKS = ("SwinIR", "RRDBNet", "EDSR", "SRVGGNetCompact", "RCAN", "MSRResNet")
 
 
@@ -214,6 +220,7 @@ def _from_name(
 
 def find_class(arch: str) -> Callable[..., Any]:
     """The constructor of an architecture: an import path, BasicSR's registry, or spandrel."""
+    arch = NICKNAMES.get(arch, arch)
     if ":" in arch:
         module_name, _, name = arch.partition(":")
         try:
@@ -222,7 +229,6 @@ def find_class(arch: str) -> Callable[..., Any]:
             raise RefineWrapError(
                 f"{arch} cannot be imported: {error}", "package.module:Class on the Python path"
             ) from None
-    arch = NICKNAMES.get(arch, arch)
     registry = _basicsr_registry()
     if registry is not None and arch in registry:
         return registry.get(arch)
@@ -274,7 +280,8 @@ def _rrdbnet_of_spandrel(
 def architectures() -> list[str]:
     """The names that `load_backbone` takes, here and now."""
     registry = _basicsr_registry()
-    return sorted({*_spandrel_classes(), *([name for name, _ in registry] if registry is not None else [])})
+    ours = [name for name, place in NICKNAMES.items() if ":" in place]
+    return sorted({*_spandrel_classes(), *ours, *([name for name, _ in registry] if registry is not None else [])})
 
 
 def _basicsr_registry() -> Any:

@@ -1,0 +1,15 @@
+"""Paper 2: quality as a condition. Codebooks, and a restorer that is optimised in their discrete space."""
+
+from .codebook import Autoencoded, DualCodebookAutoencoder
+from .condition import quality_values, threshold
+from .restorer import CodebookRestorer, Restored, restorer_from_published
+
+__all__ = [
+    "Autoencoded",
+    "CodebookRestorer",
+    "DualCodebookAutoencoder",
+    "Restored",
+    "quality_values",
+    "restorer_from_published",
+    "threshold",
+]

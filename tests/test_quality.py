@@ -1,0 +1,446 @@
+"""Paper 2: codebooks, the restorer, quality as a condition. Parity with the golden files, and what the published code lacks."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from networks import FAMILIES
+from torch import nn
+
+from refine_wrap import Backbone, RefineWrapError, RefineWrapper, load_backbone
+from refine_wrap.errors import CheckpointError, ImageError
+from refine_wrap.quality import CodebookRestorer, DualCodebookAutoencoder, restorer_from_published, threshold
+from refine_wrap.quantize import VectorQuantizer, choose, silhouette, usage
+
+LAYOUT: dict[str, Any] = {
+    "nf": 32,
+    "ch_mult": (1, 1, 1),
+    "res_blocks": 1,
+    "attn_resolutions": (4,),
+    "emb_dim": 8,
+    "codebook_size": 16,
+    "hq_codebook_size": 16,
+}
+RESTORER = dict(FAMILIES["CodebookRestorer"][1])
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not there")
+
+
+def spread(network: nn.Module) -> None:
+    """Codes as far apart as latents are, as after training: with the narrow first ones all positions take a few."""
+    for module in network.modules():
+        if isinstance(module, VectorQuantizer):
+            nn.init.normal_(module.embedding.weight)
+
+
+@pytest.fixture
+def autoencoder() -> DualCodebookAutoencoder:
+    made = DualCodebookAutoencoder(**LAYOUT).eval()
+    spread(made)
+    return made
+
+
+@pytest.fixture
+def restorer() -> CodebookRestorer:
+    made = CodebookRestorer(**RESTORER).eval()
+    spread(made)
+    return made
+
+
+# Parity
+
+
+@pytest.mark.shared
+@needs_shared
+def test_the_official_autoencoder() -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    path = SHARED / "golden/dual_codebook_s32.safetensors"
+    golden = load_file(path)
+    with safe_open(path, "pt") as file:
+        about = dict(file.metadata())
+    assert about.pop("arch") == "VQAutoEncoder" and about.pop("img_size") == "32"
+    kinds = {"hq_threshold": float, "hq_weight": float, "fusion": str}
+    options = {
+        key: [int(n) for n in value.split(",")]
+        if key in ("ch_mult", "attn_resolutions")
+        else kinds.get(key, int)(value)
+        for key, value in about.items()
+    }
+    network = DualCodebookAutoencoder(**options).eval()
+    network.load_state_dict({n.removeprefix("state."): v for n, v in golden.items() if n.startswith("state.")})
+    with torch.no_grad():
+        got = network(golden["input"], golden["score"])
+    for name in ("latent", "output"):
+        assert (getattr(got, name) - golden[name]).abs().max() < 1e-5
+    for name in ("loss_common", "loss_hq"):
+        assert abs(float(getattr(got, name)) - float(golden[name])) < 1e-6
+    for name in ("index_common", "index_hq"):
+        assert torch.equal(getattr(got, name).flatten(), golden[name].flatten())
+    assert DualCodebookAutoencoder(**network.config()).config() == network.config()
+
+
+def by_formula(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The weights of `iqpir_formula`, as golden/README.md has them."""
+    count = math.prod(shape)
+    wave = np.sin(12.9898 * np.arange(count, dtype=np.float64) + 78.233 * (zlib.crc32(name.encode()) % 99991))
+    v = (wave * 43758.5453 - np.floor(wave * 43758.5453)) * 2 - 1
+    norm = name.endswith("norm.weight") or (".norm" in name and name.endswith(".weight"))
+    if norm or name == "idx_pred_layer.0.weight":
+        v = 1 + 0.1 * v
+    elif len(shape) == 1:
+        v = 0.1 * v
+    elif name.startswith(("quantize", "position", "score")):
+        v = 0.5 * v
+    else:
+        v = v * math.sqrt(3 * shape[0] / count)
+    return torch.from_numpy(v.astype(np.float32)).reshape(shape)
+
+
+@pytest.mark.shared
+@needs_shared
+def test_the_official_restorer(tmp_path: Path) -> None:
+    """Layout, and what the published network computes, by way of a checkpoint file of its own form."""
+    from safetensors.torch import load_file
+
+    layouts = json.loads((SHARED / "golden/iqpir_checkpoint_layout.json").read_text())
+    plain, add, adaln = layouts.values()
+    for conditioning, added in ((None, {}), ("add", add), ("adaln", adaln)):
+        with torch.device("meta"):
+            state = CodebookRestorer(conditioning=conditioning).state_dict()
+        assert {name: list(value.shape) for name, value in state.items()} == {**plain, **added}
+    assert len({**plain, **add}) == 517
+    state = {name: by_formula(name, tuple(shape)) for name, shape in {**plain, **add}.items()}
+    wrong = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"params": wrong, "params_ema": state}, tmp_path / "iqpir.pth")
+    network = restorer_from_published(tmp_path / "iqpir.pth", hq_weight=0.8, quality=0.95)
+    golden = load_file(SHARED / "golden/iqpir_formula.safetensors")
+    row, col = np.arange(512)[:, None], np.arange(512)[None]
+    waves = [0.5 * np.sin(col / 17 + row / 29 + c) + 0.4 * np.cos(col * row / 9000 + c) for c in range(3)]
+    image = torch.from_numpy(np.clip(waves, -1, 1).astype(np.float32))[None]
+    with torch.no_grad():
+        got = network.restore(image)
+    assert (got.logits[0, 0] - golden["logits_row0"]).abs().max() < 1e-3
+    assert (got.logits.mean(2) - golden["logits_mean"]).abs().max() < 1e-3
+    clear = golden["index_gap"] > 1e-3
+    assert clear.float().mean() > 0.9 and torch.equal(got.logits.argmax(2)[clear], golden["index"][clear])
+    assert (got.latent.mean((2, 3)) - golden["latent_mean"]).abs().max() < 1e-5
+    pooled = torch.nn.functional.avg_pool2d(got.output, 8)
+    assert (pooled - golden["output_64"]).abs().max() < 1e-3
+    assert (got.output[..., :16, :16] - golden["output_corner"]).abs().max() < 1e-3
+
+
+# What the published code lacks
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (12, 28), (64, 8)])
+def test_any_multiple_of_the_stride(
+    autoencoder: DualCodebookAutoencoder, restorer: CodebookRestorer, size: tuple[int, int]
+) -> None:
+    image = torch.rand(2, 3, *size) * 2 - 1
+    with torch.no_grad():
+        got = autoencoder(image, 0.9)
+        assert got.output.shape == image.shape and got.index_common.shape == (2, size[0] // 4, size[1] // 4)
+        for fidelity in (0.0, 0.5):
+            assert restorer(image, 0.9, fidelity).shape == image.shape
+    for network in (lambda x: autoencoder(x, 0.5), restorer):
+        with pytest.raises(ImageError, match="multiples of 4"):
+            network(torch.zeros(1, 3, 16, 18))
+
+
+@pytest.mark.parametrize("conditioning", ["add", "adaln"])
+def test_a_quality_for_each_image_of_a_batch(conditioning: str) -> None:
+    network = CodebookRestorer(**{**RESTORER, "conditioning": conditioning}).eval()
+    spread(network)
+    for name, parameter in network.named_parameters():
+        if "adaLN" in name:  # zero when new
+            nn.init.normal_(parameter, std=0.1)
+    image = (torch.rand(3, 3, 16, 16) * 2 - 1)[:1].repeat(3, 1, 1, 1)
+    wanted = torch.tensor([0.0, 0.5, 1.0])
+    with torch.no_grad():
+        together = network.predict(image, wanted)[0]
+        alone = torch.cat([network.predict(image[:1], float(q))[0] for q in wanted])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(together[0], together[1], atol=1e-4)
+        assert not torch.allclose(together[1], together[2], atol=1e-4)
+        near = network.predict(image[:1], 0.5 + 1e-4)[0]
+        assert (near - alone[1:2]).abs().max() < 1e-2, "no steps between qualities"
+        flat = [network.predict(image[:1], q)[0] for q in (0.95, 1.0)]
+        assert torch.equal(*flat), "above the middle of the last bin it stays, as the published bins do"
+
+
+@pytest.mark.parametrize("quality", [-0.1, 1.01, float("nan"), torch.rand(3), torch.tensor([0.5, 2.0])])
+def test_a_wrong_quality_is_refused(
+    autoencoder: DualCodebookAutoencoder, restorer: CodebookRestorer, quality: Any
+) -> None:
+    image = torch.zeros(2, 3, 16, 16)
+    with pytest.raises(ImageError, match="quality"):
+        restorer(image, quality)
+    with pytest.raises(ImageError, match="score"):
+        autoencoder(image, quality)
+
+
+def test_only_scores_above_the_threshold_reach_the_hq_codebook() -> None:
+    network = DualCodebookAutoencoder(**LAYOUT, hq_threshold=0.6, hq_weight=0.5)
+    spread(network)
+    assert network.quantize_aesthetic is not None
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        low, high = network(image, torch.tensor([0.6, 0.1])), network(image, torch.tensor([0.61, 0.1]))
+    assert float(low.loss_hq) == 0 and float(high.loss_hq) > 0
+    assert torch.equal(low.output[1], high.output[1]) and not torch.equal(low.output[0], high.output[0])
+    weight = network.quantize_aesthetic.embedding.weight
+    for score, reached in ((0.6, False), (0.7, True)):
+        network.zero_grad()
+        got = network(image, score)
+        (got.loss_common + got.loss_hq).backward()
+        assert (weight.grad is not None and bool(weight.grad.any())) is reached
+        assert bool(network.quantize.embedding.weight.grad.any())
+
+
+def test_codes_make_the_image_again(autoencoder: DualCodebookAutoencoder) -> None:
+    image = torch.rand(2, 3, 16, 12) * 2 - 1
+    with torch.no_grad():
+        got, indices = autoencoder(image, 1.0), autoencoder.indices(image)
+        assert torch.equal(indices[:, 0], got.index_common) and torch.equal(indices[:, 1], got.index_hq)
+        torch.testing.assert_close(autoencoder.decode(indices), got.output, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["add", "attention"])
+def test_without_hq_the_fusion_is_the_common_codes(fusion: str) -> None:
+    network = DualCodebookAutoencoder(**LAYOUT, fusion=fusion).eval()
+    spread(network)
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        got = network(image, 0.1)
+        expected = network.generator(network.quantize.look_up(got.index_common))
+        torch.testing.assert_close(got.output, expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(network(image, 0.9).output, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("codes", ["hard", "straight", "gumbel", "soft"])
+def test_a_quality_loss_reaches_transformer_heads_and_codebooks(restorer: CodebookRestorer, codes: Any) -> None:
+    """With `hard` codes, the published way, none of them has a gradient."""
+    got = restorer.restore(torch.rand(2, 3, 16, 16) * 2 - 1, 0.8, codes=codes)
+    got.output.mean().backward()
+    reached = {name.split(".")[0] for name, p in restorer.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {"encoder", "generator"} <= reached
+    steered = {"ft_layers", "idx_pred_layer", "feat_emb", "position_emb"}
+    assert steered & reached == (set() if codes == "hard" else steered)
+    assert restorer.quantize_aesthetic is not None
+    for book in (restorer.quantize, restorer.quantize_aesthetic):
+        rows = 0 if book.embedding.weight.grad is None else int(book.embedding.weight.grad.any(1).sum())
+        assert (rows > 0) == (codes != "hard")
+        assert (rows == book.codes) == (codes == "soft")
+
+
+def test_straight_codes_are_hard_ones_forward(restorer: CodebookRestorer) -> None:
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        hard, straight, cold, soft = (
+            restorer.restore(image, 0.8, codes=kind, temperature=t).output
+            for kind, t in (("hard", 1.0), ("straight", 1.0), ("soft", 1e-4), ("soft", 1.0))
+        )
+    torch.testing.assert_close(straight, hard, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cold, hard, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(soft, hard, atol=1e-3)
+
+
+def test_attention_counts_with_adaln_too() -> None:
+    """In the published code all attention weights may be replaced and the logits stay the same."""
+    network = CodebookRestorer(**{**RESTORER, "conditioning": "adaln"}).eval()
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "adaLN" in name:
+                parameter.normal_(std=0.1)
+        before = network.predict(image, 0.8)[0]
+        for name, parameter in network.named_parameters():
+            if "self_attn" in name:
+                parameter.normal_()
+        assert (network.predict(image, 0.8)[0] - before).abs().max() > 1e-3
+
+
+def test_new_adaln_layers_are_the_identity() -> None:
+    network = CodebookRestorer(**{**RESTORER, "conditioning": "adaln"}).eval()
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(network.predict(image, 0.1)[0], network.predict(image, 0.9)[0])
+        tokens = network.feat_emb(network.encoder(image).flatten(2).permute(2, 0, 1))
+        assert torch.equal(network.predict(image, 0.1)[0].flatten(2), network.idx_pred_layer(tokens).transpose(0, 1))
+
+
+def test_fuse_blocks_take_part_only_when_asked(restorer: CodebookRestorer) -> None:
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        without = restorer(image, fidelity=0.0)
+        assert not torch.allclose(restorer(image, fidelity=1.0), without, atol=1e-3)
+        for parameter in restorer.fuse_convs_dict.parameters():
+            parameter.fill_(float("nan"))
+        assert torch.equal(restorer(image, fidelity=0.0), without)
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(RefineWrapError, match="fidelity"):
+            restorer(image, fidelity=wrong)
+
+
+# In the house
+
+
+def test_stage_1_is_taken_over(autoencoder: DualCodebookAutoencoder) -> None:
+    autoencoder = DualCodebookAutoencoder(**LAYOUT, decay=0.9, restart_after=5)
+    options = {key: RESTORER[key] for key in ("dim", "heads", "layers", "mlp", "connect")}
+    restorer = CodebookRestorer.of_autoencoder(autoencoder, **options)
+    own = restorer.state_dict()
+    for name, value in autoencoder.state_dict().items():
+        if name.split(".")[-1] not in ("counts", "sums", "idle"):
+            assert torch.equal(own[name], value)
+    assert restorer.quantize.embedding.weight.requires_grad
+    with pytest.raises(RuntimeError):
+        CodebookRestorer.of_autoencoder(autoencoder, **{**options, "nf": 64})
+
+
+def test_a_restorer_is_a_backbone(restorer: CodebookRestorer, tmp_path: Path) -> None:
+    body = Backbone(restorer, source={"arch": "CodebookRestorer", "options": restorer.config()})
+    assert body.spec.value_range == (-1, 1)
+    image = torch.rand(1, 3, 13, 21)
+    with torch.no_grad():
+        expected = body(image)
+    again = load_backbone(body.save_published(tmp_path / "restorer.safetensors"))
+    wrapper = RefineWrapper(again, refiner={"preset": "ornet-lite", "width": 4})
+    with torch.no_grad():
+        assert torch.equal(wrapper(image), expected) and expected.shape == image.shape
+    wrapper.save_pretrained(tmp_path / "adapter")
+    loaded = RefineWrapper.from_pretrained(tmp_path / "adapter", backbone=tmp_path / "restorer.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(image), expected)
+
+
+def test_published_files_that_are_something_else(tmp_path: Path, restorer: CodebookRestorer) -> None:
+    torch.save({"params_ema": {"conv.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"no codebook restorer: it has no encoder\.blocks"):
+        restorer_from_published(tmp_path / "other.pth")
+    state = restorer.state_dict()
+    torch.save({"params_ema": state}, tmp_path / "tiny.pth")
+    options = {key: RESTORER[key] for key in ("ch_mult", "res_blocks", "attn_resolutions", "heads", "mlp")}
+    again = restorer_from_published(tmp_path / "tiny.pth", **options)
+    assert again.config() == restorer.config()
+    with pytest.raises(RefineWrapError, match=r"levels of \[8\]"):
+        restorer_from_published(tmp_path / "tiny.pth")
+    with pytest.raises(RefineWrapError, match="cannot be built"):
+        restorer_from_published(tmp_path / "tiny.pth", nonsense=1)
+    del state["quantize_aesthetic.embedding.weight"]
+    torch.save({"params_ema": state}, tmp_path / "short.pth")
+    with pytest.raises(CheckpointError):
+        restorer_from_published(tmp_path / "short.pth", **options)
+
+
+# The quantiser
+
+
+def test_the_nearest_code() -> None:
+    book = VectorQuantizer(5, 3)
+    nn.init.normal_(book.embedding.weight)
+    latent = torch.randn(2, 3, 4, 6, requires_grad=True)
+    got = book(latent)
+    distance = (latent.movedim(1, -1)[..., None, :] - book.embedding.weight).square().sum(-1)
+    assert torch.equal(got.index, distance.argmin(-1))
+    assert torch.allclose(got.latent, book.embedding.weight[got.index].movedim(-1, 1))
+    expected = 1.25 * distance.min(-1).values.flatten(1).mean(1) / 3
+    torch.testing.assert_close(got.loss, expected)
+    got.latent.sum().backward()
+    assert torch.equal(latent.grad, torch.ones_like(latent)), "straight-through"
+
+
+def test_averaged_codes_come_to_the_means_of_what_chose_them() -> None:
+    centres = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 6.0]])
+    book = VectorQuantizer(3, 2, decay=0.8).train()
+    with torch.no_grad():
+        book.embedding.weight.copy_(centres * 0.5)
+        book.sums.copy_(book.embedding.weight)
+    assert not book.embedding.weight.requires_grad
+    for _ in range(60):
+        picked = torch.randint(3, (4, 8, 8))
+        book((centres[picked] + 0.1 * torch.randn(4, 8, 8, 2)).movedim(-1, 1))
+    assert (book.embedding.weight - centres).abs().max() < 0.1
+    before = book.embedding.weight.clone()
+    far = torch.full((1, 2, 4, 4), 30.0)
+    book.eval()(far)
+    with torch.no_grad():
+        book.train()(far)  # validation and frozen passes must not teach it
+    book(far, learn=torch.tensor([False]))
+    assert torch.equal(book.embedding.weight, before)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_dead_codes_come_back(decay: float | None) -> None:
+    book = VectorQuantizer(8, 2, decay=decay, restart_after=3).train()
+    with torch.no_grad():
+        book.embedding.weight.fill_(100.0)
+        book.embedding.weight[0] = 0.0
+        if decay is not None:
+            book.sums.copy_(book.embedding.weight)
+    used = []
+    for step in range(8):
+        torch.manual_seed(step)
+        index = book(torch.randn(2, 2, 8, 8)).index
+        used.append(usage(index, 8)[0])
+    assert used[:3] == [1 / 8] * 3, "not before they were idle three batches long"
+    assert used[-1] == 1.0
+    twin = VectorQuantizer(8, 2, decay=decay, restart_after=3)
+    twin.load_state_dict(book.state_dict())
+    torch.manual_seed(99)
+    batch = torch.randn(2, 2, 8, 8)
+    book(batch), twin.train()(batch)
+    assert torch.equal(book.embedding.weight, twin.embedding.weight), "a resumed run goes on alike"
+
+
+def test_usage_and_separation() -> None:
+    assert usage(torch.tensor([[0, 1], [2, 3]]), 8) == (0.5, pytest.approx(4.0))
+    assert usage(torch.zeros(7, dtype=torch.int64), 8) == (0.125, pytest.approx(1.0))
+    near, far = torch.randn(40, 6), torch.randn(40, 6) + 20
+    assert silhouette(near, far) > 0.8
+    assert abs(silhouette(near, torch.randn(40, 6))) < 0.05
+    with pytest.raises(RefineWrapError, match="two"):
+        silhouette(near, far[:1])
+
+
+def test_the_silhouette_is_that_of_its_definition() -> None:
+    a, b = torch.randn(4, 3), torch.randn(5, 3) + 1
+    found = []
+    for own, other in ((a, b), (b, a)):
+        for i, point in enumerate(own):
+            inside = sum(float((point - q).norm()) for j, q in enumerate(own) if j != i) / (len(own) - 1)
+            outside = sum(float((point - q).norm()) for q in other) / len(other)
+            found.append((outside - inside) / max(outside, inside))
+    assert silhouette(a, b) == pytest.approx(sum(found) / len(found), abs=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [(0, 4), (4, 0), (4, 4, 0.25, 1.0), (4, 4, 0.25, None, 0)])
+def test_a_quantiser_that_cannot_be(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(RefineWrapError):
+        VectorQuantizer(*arguments)
+
+
+def test_choosing_needs_a_temperature() -> None:
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(RefineWrapError, match="temperature"):
+            choose(torch.zeros(3), wrong, noise=False, hard=False)
+
+
+def test_the_threshold_of_a_quantile() -> None:
+    scores = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert threshold(scores, 0.5) == pytest.approx(0.3)
+    assert sum(s > threshold(scores, 0.8) for s in scores) == 1
+    for wrong in ([], [0.1, float("nan")]):
+        with pytest.raises(RefineWrapError, match="scores"):
+            threshold(wrong, 0.5)
+    with pytest.raises(RefineWrapError, match="quantile"):
+        threshold(scores, 1.5)
