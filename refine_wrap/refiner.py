@@ -15,6 +15,8 @@ from .errors import CheckpointError, ImageError, RefineWrapError
 from .naf import NAFBlock, pad_to_multiple
 
 Strength = float | Tensor
+QUALITY = 0.9
+"""The quality that is asked for where none is named."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 1.2 of paper 1's code: 17.9 M parameters, 295 kMAC a pixel.
@@ -50,6 +52,7 @@ class ORNet(nn.Module):
         train_size: None pools over the whole image, as official. A number, the side of the training crops in pixels,
             pools over windows of that size at every level, so that large images meet the statistics of training
             (local pooling, Chu et al., ECCV 2022). Not for checkpoints that were made with global pooling.
+        quality: whether the net takes the wanted quality in too, as a plane beside the strength.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ORNet(nn.Module):
         unshuffle: int = 1,
         channel_attention: bool = True,
         train_size: int | None = None,
+        quality: bool = False,
     ) -> None:
         super().__init__()
         if len(encoder_blocks) != len(decoder_blocks):
@@ -80,12 +84,8 @@ class ORNet(nn.Module):
                 f"train_size={train_size} is smaller than one pixel of the lowest level",
                 f"the side of the training crops, at least {unshuffle * 2**levels} pixels",
             )
-        self.width, self.unshuffle, self.channel_attention, self.train_size = (
-            width,
-            unshuffle,
-            channel_attention,
-            train_size,
-        )
+        self.width, self.unshuffle = width, unshuffle
+        self.channel_attention, self.train_size, self.quality = channel_attention, train_size, quality
         self.block_counts = (tuple(encoder_blocks), middle_blocks, tuple(decoder_blocks))
         self.multiple_of = unshuffle * 2**levels
 
@@ -93,7 +93,7 @@ class ORNet(nn.Module):
             pool = None if train_size is None else max(1, train_size // (unshuffle * 2**level))
             return nn.Sequential(*(NAFBlock(width * 2**level, channel_attention, pool) for _ in range(count)))
 
-        self.intro = nn.Conv2d(4 * unshuffle**2, width, 3, padding=1)
+        self.intro = nn.Conv2d((5 if quality else 4) * unshuffle**2, width, 3, padding=1)
         self.ending = nn.Conv2d(width, 3 * unshuffle**2, 3, padding=1)
         nn.init.zeros_(self.ending.weight)
         nn.init.zeros_(self.ending.bias)  # type: ignore[arg-type]
@@ -124,6 +124,7 @@ class ORNet(nn.Module):
             "unshuffle": self.unshuffle,
             "channel_attention": self.channel_attention,
             "train_size": self.train_size,
+            "quality": self.quality,
         }
 
     def forward(self, image: Tensor, strength: Strength = 0.3, quality: Strength | None = None) -> Tensor:
@@ -132,14 +133,18 @@ class ORNet(nn.Module):
         Args:
             image: (B, 3, H, W), RGB in [0, 1], any size from 1x1 up, any floating type.
             strength: in [0, 1]; a number, a (B,) tensor, or a (B, 1, H, W) map. 0 keeps fidelity, 1 asks for detail.
-            quality: the wanted quality; ORNet does not use it (a refiner of another kind may).
+            quality: the wanted quality in [0, 1], a number or a (B,) tensor; None: 0.9. A net that was made without it
+                does not look at it.
 
         Returns:
             (B, 3, H, W) in the type of `image`, not clamped.
         """
         height, width = image.shape[-2:]
         weight = self.intro.weight
-        plane = strength_plane(strength, image)
+        planes = [strength_plane(strength, image)]
+        if self.quality:
+            planes.append(strength_plane(QUALITY if quality is None else quality, image, "quality"))
+        plane = torch.cat(planes, 1)
         x = pad_to_multiple(image, self.multiple_of)
         plane = F.pad(plane, (0, x.shape[-1] - width, 0, x.shape[-2] - height), mode="replicate")
         x = torch.cat([x, plane], dim=1).to(weight.dtype)
@@ -194,12 +199,15 @@ def ornet_from_published(path: str | Path) -> ORNet:
     return refiner
 
 
-def strength_plane(strength: Strength, image: Tensor) -> Tensor:
-    """The strength as a (B, 1, H, W) plane for `image` (B, 3, H, W), checked for shape and for [0, 1]."""
+def strength_plane(strength: Strength, image: Tensor, name: str = "strength") -> Tensor:
+    """The strength as a (B, 1, H, W) plane for `image` (B, 3, H, W), checked for shape and for [0, 1].
+
+    `name` is what it is called where it is refused.
+    """
     batch, _, height, width = image.shape
     if not isinstance(strength, Tensor):
         if not 0 <= strength <= 1:  # also catches NaN
-            raise ImageError(f"strength is {strength}", "a number in [0, 1]")
+            raise ImageError(f"{name} is {strength}", "a number in [0, 1]")
         return image.new_full((1, 1, 1, 1), float(strength)).expand(batch, 1, height, width)
     if strength.ndim == 0:
         strength = strength.reshape(1)
@@ -209,7 +217,7 @@ def strength_plane(strength: Strength, image: Tensor) -> Tensor:
         plane = strength
     else:
         raise ImageError(
-            f"strength has shape {tuple(strength.shape)} for an image of {tuple(image.shape)}",
+            f"{name} has shape {tuple(strength.shape)} for an image of {tuple(image.shape)}",
             f"a number, ({batch},) or ({batch}, 1, {height}, {width})",
         )
     # Reading values back would break a compiled graph and stall a GPU.
@@ -218,7 +226,7 @@ def strength_plane(strength: Strength, image: Tensor) -> Tensor:
         and plane.device.type == "cpu"
         and not bool(((plane >= 0) & (plane <= 1)).all())
     ):
-        raise ImageError(f"strength goes from {plane.min():.3g} to {plane.max():.3g}", "values in [0, 1]")
+        raise ImageError(f"{name} goes from {plane.min():.3g} to {plane.max():.3g}", "values in [0, 1]")
     return plane.to(image).expand(batch, 1, height, width)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from .backbone import load_backbone
 from .errors import CheckpointError, RefineWrapError
-from .refiner import DEFAULT_PRESET, ORNet, Strength, build_refiner
+from .refiner import DEFAULT_PRESET, QUALITY, ORNet, Strength, build_refiner
 
 if TYPE_CHECKING:
     from .images import Picture
+    from .quality import Quality, QualityHead
     from .tiling import LayerTrace
 
 
@@ -30,9 +31,11 @@ class RefineWrapper(nn.Module):
         backbone: a `Backbone`, or any restoration network as an `nn.Module` (it is made a `Backbone`). `nn.Identity()`
             for pictures that are restored already.
         refiner: a preset ("ornet-lite", "ornet-small", "ornet"), the options of `ORNet`, or a module that is called as
-            `refiner(image, strength, quality)` and returns an image of the same shape.
-        quality_head: a module that steers the backbone's tapped features by the wanted quality, or None.
+            `refiner(image, strength, quality)` and returns an image of the same shape. None: no refiner.
+        quality_head: True, the options of `QualityHead`, or one: it steers the backbone's tapped features by the wanted
+            quality. None: no head.
         strength: what `strength=None` means, in [0, 1].
+        quality: what `quality=None` means, in [0, 1], where there is a head or a refiner that knows quality.
 
     Raises:
         RefineWrapError: the backbone cannot be run, or an argument is out of range.
@@ -42,17 +45,24 @@ class RefineWrapper(nn.Module):
         self,
         backbone: nn.Module,
         *,
-        refiner: str | Mapping[str, Any] | nn.Module = DEFAULT_PRESET,
-        quality_head: nn.Module | None = None,
+        refiner: str | Mapping[str, Any] | nn.Module | None = DEFAULT_PRESET,
+        quality_head: bool | Mapping[str, Any] | QualityHead | None = None,
         strength: float = 0.3,
+        quality: float = QUALITY,
     ) -> None:
         super().__init__()
-        if not 0 <= strength <= 1:
-            raise RefineWrapError(f"strength is {strength}", "a number in [0, 1]")
+        for name, value in (("strength", strength), ("quality", quality)):
+            if not 0 <= value <= 1:
+                raise RefineWrapError(f"{name} is {value}", "a number in [0, 1]")
         self.backbone = load_backbone(backbone)
-        self.refiner = build_refiner(refiner).to(self.backbone.device)
-        self.quality_head = quality_head
-        self.strength = strength
+        self.refiner = None if refiner is None else build_refiner(refiner).to(self.backbone.device)
+        self.quality_head: QualityHead | None = None
+        if quality_head is not None and quality_head is not False:
+            from .quality.head import build_head
+
+            self.quality_head = build_head(quality_head, self.backbone).to(self.backbone.device)
+            self.quality_head.attach(self.backbone)
+        self.strength, self.quality = strength, quality
         self._disabled = False
         self.layers: LayerTrace | None = None  # worked out by `refine_wrap.restore.trace` when it is first needed
         self.tiles_noticed = False
@@ -79,22 +89,56 @@ class RefineWrapper(nn.Module):
             lq: (B, 3, H, W), RGB in [0, 1], any size from 1x1 up.
             strength: in [0, 1]; a number, a (B,) tensor or a (B, 1, H * scale, W * scale) map: 0 keeps fidelity, 1
                 asks for the most perceptual detail. None is the adapter's own default.
-            quality: the wanted quality in [0, 1], for a wrapper with a quality head.
+            quality: the wanted quality in [0, 1], a number or a (B,) tensor, with a quality head or a refiner that
+                knows quality. None is the adapter's own default.
 
         Returns:
             (B, 3, H * scale, W * scale), not clamped.
 
         Raises:
-            ImageError: the image or the strength has another shape or type.
-            RefineWrapError: quality is asked of a wrapper without a quality head.
+            ImageError: the image, the strength or the quality has another shape or type, or is out of range.
+            RefineWrapError: quality is asked of a wrapper that does not know it.
         """
-        if quality is not None and self.quality_head is None:
+        if quality is not None and not self.knows_quality:
             raise RefineWrapError("quality is given, but this wrapper has no quality head", "quality=None")
-        restored: Tensor = self.backbone(lq)
         if self._disabled:
+            return self.restored(lq)
+        wanted = self._wanted(lq, quality)
+        restored = self.restored(lq, wanted)
+        if self.refiner is None:
             return restored
-        refined: Tensor = self.refiner(restored, self.strength if strength is None else strength, quality)
+        refined: Tensor = self.refiner(restored, self.strength if strength is None else strength, wanted)
         return refined
+
+    def restored(self, lq: Tensor, quality: Tensor | None = None) -> Tensor:
+        """What the backbone makes of (B, 3, H, W): steered by a quality (B,) with a head, or left alone by None."""
+        if self.quality_head is None or quality is None:
+            plain: Tensor = self.backbone(lq)
+            return plain
+        self.quality_head.wanted = quality
+        try:
+            steered: Tensor = self.backbone(lq)
+        finally:
+            self.quality_head.wanted = None
+        return steered
+
+    def _wanted(self, lq: Tensor, quality: Quality | None) -> Tensor | None:
+        if not self.knows_quality:
+            return None
+        from .quality.condition import quality_values
+
+        return quality_values(self.quality if quality is None else quality, lq)
+
+    @property
+    def knows_quality(self) -> bool:
+        """Whether a quality can be asked for: there is a head, or the refiner takes it in."""
+        return self.quality_head is not None or bool(getattr(self.refiner, "quality", False))
+
+    @property
+    def _added(self) -> dict[str, nn.Module]:
+        """What was added to the backbone, by its name in an adapter."""
+        parts = {"refiner": self.refiner, "quality_head": self.quality_head}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @contextmanager
     def disabled(self) -> Iterator[RefineWrapper]:
@@ -122,7 +166,8 @@ class RefineWrapper(nn.Module):
     @property
     def exact_tiles(self) -> bool:
         """Whether tiles with a wide enough halo equal the whole image, for the backbone and the refiner together."""
-        return self.backbone.spec.tiling == "exact" and bool(getattr(self.refiner, "exact_tiles", False))
+        exact = [bool(getattr(part, "exact_tiles", False)) for part in self._added.values()]
+        return self.backbone.spec.tiling == "exact" and all(exact)
 
     @property
     def tile_grid(self) -> int:
@@ -142,12 +187,16 @@ class RefineWrapper(nn.Module):
         def count(module: nn.Module | None) -> int:
             return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
+        def macs(function: Callable[[Tensor], Tensor], scale: int = 1) -> int:
+            body = self.backbone
+            return trace_layers(function, height * scale, width * scale, device=body.device, dtype=body.dtype).macs
+
         total, trainable = count(self), sum(p.numel() for p in self.trainable_parameters())
-        device = self.backbone.device
-        backbone = trace_layers(self.backbone, height, width, device=device, dtype=self.backbone.dtype)
-        refiner = trace_layers(
-            self.refiner, height * self.scale, width * self.scale, device=device, dtype=self.backbone.dtype
-        )
+        work = {"backbone": macs(self.backbone)}
+        work["refiner"] = 0 if self.refiner is None else macs(self.refiner, self.scale)
+        if self.quality_head is not None:
+            steered = macs(lambda image: self.restored(image, self._wanted(image, None)))
+            work["quality_head"] = steered - work["backbone"]
         return {
             "input": [height, width],
             "parameters": {
@@ -158,7 +207,7 @@ class RefineWrapper(nn.Module):
                 "trainable": trainable,
             },
             "trainable_share": trainable / total if total else 0.0,
-            "macs": {"backbone": backbone.macs, "refiner": refiner.macs},
+            "macs": work,
         }
 
     def restore(
@@ -184,16 +233,23 @@ class RefineWrapper(nn.Module):
         """
         from .hub import Adapter, save_adapter
 
-        if not isinstance(self.refiner, ORNet):
+        if self.refiner is not None and not isinstance(self.refiner, ORNet):
             raise RefineWrapError(
                 f"The refiner is a {type(self.refiner).__name__}",
                 "an ORNet, which can be built again from its options",
                 "save its state dict yourself and pass the module to RefineWrapper",
             )
-        added = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
+        if not self._added:
+            raise RefineWrapError("Nothing was added to this backbone", "a refiner or a quality head, to save it")
+        added = {f"{part}.{n}": v for part, module in self._added.items() for n, v in module.state_dict().items()}
+        config: dict[str, Any] = {"refiner": None if self.refiner is None else self.refiner.config()}
+        if self.knows_quality:
+            config["quality"] = self.quality
+        if self.quality_head is not None:
+            config["quality_head"] = self.quality_head.config()
         adapter = Adapter(
-            kind="refiner",
-            config={"refiner": self.refiner.config()},
+            kind="refiner" if self.quality_head is None else "quality",
+            config=config,
             tensors={name: value.detach().to("cpu").contiguous() for name, value in added.items()},
             backbone=None
             if self.any_backbone
@@ -235,31 +291,42 @@ class RefineWrapper(nn.Module):
             MismatchError: the backbone is another one.
             HubError: the repository cannot be had.
         """
-        from .hub import load_adapter, resolve
+        from .hub import WRAPPED, load_adapter, resolve
 
         folder = resolve(source, revision)
         adapter = load_adapter(folder)
-        if adapter.kind != "refiner":
-            raise CheckpointError(f"{folder} is of kind {adapter.kind}", "an adapter for a backbone, of kind refiner")
+        if adapter.kind not in WRAPPED:
+            raise CheckpointError(
+                f"{folder} is of kind {adapter.kind}", f"an adapter for a backbone, of kind {' or '.join(WRAPPED)}"
+            )
         if backbone is None:
             backbone = _own_backbone(folder, adapter.backbone)
         body = load_backbone(backbone, device=device)
         if adapter.backbone is not None:  # one of no backbone goes with any
             body.check_fingerprint(adapter.backbone, allow_other_weights=allow_other_weights)
-        if not isinstance(adapter.config.get("refiner"), Mapping):
-            raise CheckpointError(f"{folder}: the config has no refiner", "the options of ORNet under config.refiner")
-        wrapper = cls(body, refiner=adapter.config["refiner"], strength=adapter.strength)
+        refiner, head = (adapter.config.get(part) for part in ("refiner", "quality_head"))
+        if not isinstance(head if adapter.kind == "quality" else refiner, Mapping):
+            part, made = ("quality_head", "QualityHead") if adapter.kind == "quality" else ("refiner", "ORNet")
+            raise CheckpointError(f"{folder}: the config has no {part}", f"the options of {made} under config.{part}")
+        wrapper = cls(
+            body,
+            refiner=refiner,
+            quality_head=head,
+            strength=adapter.strength,
+            quality=adapter.config.get("quality", QUALITY),
+        )
         wrapper._load_added(adapter.tensors, str(folder))
         return wrapper.eval()
 
     def _load_added(self, tensors: Mapping[str, Tensor], what: str) -> None:
         from .backbone.checkpoint import check_keys
 
-        wanted = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
-        check_keys(wanted, tensors, what, "the refiner")
-        self.refiner.load_state_dict(
-            {name.removeprefix("refiner."): value for name, value in tensors.items()}, strict=True
-        )
+        wanted = {f"{part}.{n}": v for part, module in self._added.items() for n, v in module.state_dict().items()}
+        check_keys(wanted, tensors, what, "the " + " and the ".join(self._added).replace("_", " "))
+        for part, module in self._added.items():
+            module.load_state_dict(
+                {n.removeprefix(f"{part}."): v for n, v in tensors.items() if n.startswith(f"{part}.")}
+            )
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None, **about: Any) -> str:
         """Save the adapter and upload its files to the Hub; returns the address.

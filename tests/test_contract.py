@@ -289,3 +289,218 @@ def test_a_wrong_strength_is_refused(strength: object) -> None:
 def test_quality_without_a_head_is_refused() -> None:
     with pytest.raises(RefineWrapError, match="quality"):
         RefineWrapper(backbone("DnCNN"), refiner=TINY)(torch.rand(1, 3, 8, 8), quality=0.9)
+
+
+# The quality head
+
+HEADS: dict[str, dict[str, object]] = {
+    "convolution": {"width": 8, "depth": 1},
+    "attention": {"width": 8, "depth": 1, "blocks": "attention"},
+}
+
+
+@pytest.fixture(params=[name for name in NAMES if name not in ("no parameters", "upscaler x2", "grey impostor")])
+def tappable(request: pytest.FixtureRequest) -> Backbone:
+    """A backbone with features to steer."""
+    return backbone(request.param)
+
+
+def steered(body: Backbone, head: str = "convolution", **options: object) -> RefineWrapper:
+    """With a head that does something."""
+    wrapper = RefineWrapper(body, refiner=None, quality_head=HEADS[head], **options).eval()
+    assert wrapper.quality_head is not None
+    with torch.no_grad():
+        for parameter in wrapper.quality_head.parameters():
+            parameter.normal_(std=0.3)
+    return wrapper
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_a_new_head_changes_nothing_bit_for_bit(tappable: Backbone, head: str) -> None:
+    sizes = [torch.rand(2, 3, height, width) for height, width in SIZES]
+    with torch.no_grad():
+        expected = [tappable(x) for x in sizes]
+    wrapper = RefineWrapper(tappable, refiner=TINY, quality_head=HEADS[head]).eval()
+    with torch.no_grad():
+        for x, bare in zip(sizes, expected, strict=True):
+            for quality in (None, 0.0, 1.0, torch.rand(2)):
+                assert torch.equal(wrapper(x, quality=quality), bare)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_a_head_steers_each_image_by_its_own_quality(tappable: Backbone, head: str) -> None:
+    x = torch.rand(1, 3, 17, 23).repeat(3, 1, 1, 1)
+    wanted = torch.tensor([0.0, 0.5, 1.0])
+    with torch.no_grad():
+        bare = tappable(x)
+        wrapper = steered(tappable, head)
+        together = wrapper(x, quality=wanted)
+        alone = torch.cat([wrapper(x[:1], quality=float(q)) for q in wanted])
+        assert torch.equal(tappable(x), bare), "the backbone by itself is not steered"
+        with wrapper.disabled():
+            assert torch.equal(wrapper(x), bare)
+        default = steered(tappable, head, quality=0.5)(x)
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+    for a, b in ((together[0], together[1]), (together[1], together[2]), (together[0], bare[0])):
+        assert not torch.equal(a, b), "each quality gives another picture"
+    assert torch.isfinite(default).all()
+
+
+def test_only_the_head_trains_through_the_frozen_backbone(tappable: Backbone) -> None:
+    before = {name: value.clone() for name, value in tappable.state_dict().items()}
+    wrapper = steered(tappable).train()
+    assert {id(p) for p in wrapper.trainable_parameters()} == {id(p) for p in wrapper.quality_head.parameters()}
+    wrapper(torch.rand(2, 3, 20, 20), quality=torch.tensor([0.2, 0.8])).square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in wrapper.quality_head.parameters())
+    assert all(p.grad is None for p in tappable.parameters())
+    for name, value in tappable.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} changed (norm statistics count)"
+
+
+def test_a_head_survives_copies_autocast_and_half_types(tappable: Backbone) -> None:
+    wrapper = steered(tappable)
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = wrapper(x, quality=0.2)
+        twin = copy.deepcopy(wrapper)
+        for parameter in twin.quality_head.parameters():
+            parameter.zero_()
+        assert torch.equal(wrapper(x, quality=0.2), expected), "the copy has its own head"
+        assert torch.equal(twin(x, quality=0.2), twin.backbone(x)) and not torch.equal(twin(x, quality=0.2), expected)
+        again = pickle.loads(pickle.dumps(wrapper))
+        assert torch.equal(again(x, quality=0.2), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            low, bare = wrapper(x, quality=0.2), wrapper.backbone(x)
+        assert low.dtype == bare.dtype and torch.isfinite(low).all() and not torch.equal(low, bare)
+        half = copy.deepcopy(wrapper).bfloat16()
+        assert half(x.bfloat16(), quality=0.2).dtype == torch.bfloat16
+
+
+def test_a_head_is_saved_and_loaded(tappable: Backbone, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    from refine_wrap.hub import load_adapter
+
+    for refiner in (None, {**TINY, "quality": True}):
+        wrapper = RefineWrapper(tappable, refiner=refiner, quality_head=HEADS["convolution"], quality=0.7).eval()
+        with torch.no_grad():
+            for parameter in wrapper.trainable_parameters():
+                parameter.normal_(std=0.3)
+        folder = wrapper.save_pretrained(tmp_path / str(refiner is None))
+        parts = {name.split(".")[0] for name in load_file(folder / "adapter.safetensors")}
+        assert parts == {"quality_head", *(["refiner"] if refiner else [])}
+        assert load_adapter(folder).kind == "quality" and "Default quality: 0.7" in (folder / "README.md").read_text()
+        again = RefineWrapper.from_pretrained(folder, backbone=copy.deepcopy(tappable))
+        x = torch.rand(1, 3, 19, 21)
+        with torch.no_grad():
+            assert torch.equal(again(x), wrapper(x)), "the default quality is part of the adapter"
+            assert torch.equal(again(x, quality=0.1), wrapper(x, quality=0.1))
+
+
+@pytest.mark.parametrize("name", ["NAFNet", "SRVGG x4", "DnCNN grey"])
+def test_a_head_is_compiled_with_its_backbone(name: str) -> None:
+    wrapper = steered(backbone(name))
+    x = torch.rand(2, 3, 24, 20)
+    compiled = torch.compile(wrapper)
+    with torch.no_grad():
+        for wanted in (torch.tensor([0.0, 1.0]), torch.tensor([0.4, 0.6])):
+            torch.testing.assert_close(compiled(x, quality=wanted), wrapper(x, quality=wanted), atol=1e-4, rtol=0)
+
+
+class Repeated(nn.Module):
+    """Runs its network several times in one forward, as restorers by diffusion do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = x + 0.1 * self.last(torch.relu(self.first(x)))
+        return x
+
+
+def test_a_backbone_that_runs_several_times_is_steered_each_time() -> None:
+    wrapper = steered(Backbone(Repeated(), {"tap": "first"}))
+    calls: list[int] = []
+    wrapper.quality_head.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        wrapper(torch.rand(1, 3, 8, 8), quality=0.5)
+        assert len(calls) == 3
+        wrapper.backbone(torch.rand(1, 3, 8, 8))
+        assert len(calls) == 3
+
+
+def test_a_head_comes_off_and_leaves_nothing() -> None:
+    body = backbone("NAFNet")
+    keys, x = set(body.state_dict()), torch.rand(1, 3, 16, 16)
+    from refine_wrap.quality import QualityHead
+    from refine_wrap.quality.head import tap_channels
+
+    head = QualityHead(tap_channels(body), width=8)
+    handle = head.attach(body)
+    assert set(body.state_dict()) == keys
+    head.wanted = torch.tensor([0.5])
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        steered_output = body(x)
+        handle.remove()
+        assert not torch.equal(body(x), steered_output)
+    assert not any(module._forward_hooks for module in body.modules())
+
+
+def test_an_error_on_the_way_does_not_leave_the_backbone_steered() -> None:
+    wrapper = steered(backbone("NAFNet"))
+    with pytest.raises(ImageError):
+        wrapper(torch.rand(3, 8, 8), quality=0.5)
+    with pytest.raises(ImageError):
+        wrapper(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), quality=0.5)
+    assert wrapper.quality_head.wanted is None
+
+
+@pytest.mark.parametrize("quality", [-0.1, 1.5, float("nan"), torch.rand(3), torch.tensor([2.0])])
+def test_a_wrong_quality_is_refused(quality: object) -> None:
+    for wrapper in (steered(backbone("DnCNN")), RefineWrapper(backbone("DnCNN"), refiner={**TINY, "quality": True})):
+        with pytest.raises(ImageError, match="quality"):
+            wrapper(torch.rand(2, 3, 8, 8), quality=quality)
+
+
+def test_a_refiner_that_knows_quality_gives_the_dial_without_features() -> None:
+    body = backbone("no parameters")
+    with pytest.raises(RefineWrapError, match="no features"):
+        RefineWrapper(body, quality_head=True)
+    wrapper = RefineWrapper(body, refiner={**TINY, "quality": True}, quality=0.4).eval()
+    x = torch.rand(2, 3, 13, 11)
+    with torch.no_grad():
+        assert torch.equal(wrapper(x, quality=0.9), x), "identity when new"
+        wrapper.refiner.ending.weight.normal_()
+        assert torch.equal(wrapper(x), wrapper(x, quality=0.4))
+        assert not torch.equal(wrapper(x, quality=torch.tensor([0.1, 0.4]))[0], wrapper(x)[0])
+        assert torch.equal(wrapper(x, quality=torch.tensor([0.1, 0.4]))[1], wrapper(x)[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"width": 6}, "multiple of 4"), ({"blocks": "dense"}, "attention"), ({"depht": 1}, "cannot be built")],
+)
+def test_a_head_that_cannot_be(options: dict[str, object], says: str) -> None:
+    with pytest.raises(RefineWrapError, match=says):
+        RefineWrapper(backbone("NAFNet"), quality_head=options)
+    with pytest.raises(RefineWrapError, match="QualityHead"):
+        RefineWrapper(backbone("NAFNet"), quality_head=nn.Identity())
+
+
+def test_a_head_for_other_features_is_refused() -> None:
+    from refine_wrap.quality import QualityHead
+
+    with pytest.raises(RefineWrapError, match=r"features \(B, 5, h, w\)"):
+        RefineWrapper(backbone("NAFNet"), quality_head=QualityHead(5))(torch.rand(1, 3, 8, 8), quality=0.5)
+
+
+def test_the_cost_of_a_head_is_told() -> None:
+    summary = RefineWrapper(backbone("NAFNet"), refiner=None, quality_head=True).summary(32, 32)
+    assert summary["macs"]["refiner"] == 0 < summary["macs"]["quality_head"]
+    assert summary["parameters"]["quality_head"] == summary["parameters"]["trainable"] > 0
+    with pytest.raises(RefineWrapError, match="Nothing was added"):
+        RefineWrapper(backbone("NAFNet"), refiner=None).save_pretrained("nowhere")

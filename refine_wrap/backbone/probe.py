@@ -119,18 +119,16 @@ def _odd_sizes(multiple: int, size: int) -> tuple[int, int]:
 def _find_tap(
     module: nn.Module, call: Call, run: Callable[[int, int, int], Tensor | None], channels: int, size: int
 ) -> str | None:
-    """The last layer that leaves many maps at the input's own resolution: deep features before the output's tail."""
-    found: list[str] = []
+    """The last layer that leaves many maps at the input's own resolution: deep features before the output's tail.
+
+    Where none does, the last one that leaves many maps of any size.
+    """
+    found: dict[bool, str] = {}
 
     def watch(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if (
-                isinstance(output, Tensor)
-                and output.ndim == 4
-                and output.shape[-2:] == (size, size)
-                and output.shape[1] > 4 * channels
-            ):
-                found.append(name)
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] > 4 * channels:
+                found[output.shape[-2:] == (size, size)] = name
 
         return hook
 
@@ -141,4 +139,4 @@ def _find_tap(
     finally:
         for handle in handles:
             handle.remove()
-    return found[-1] if found else None
+    return found.get(True, found.get(False))

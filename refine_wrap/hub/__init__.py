@@ -1,7 +1,7 @@
 """An adapter as a folder on disk, and the Hugging Face Hub: save, load, fetch, push, and the model card."""
 
 from ..resources import manifest, verify_file, verify_weights
-from .adapter import FORMAT_VERSION, KINDS, Adapter
+from .adapter import FORMAT_VERSION, KINDS, WRAPPED, Adapter
 from .card import model_card
 from .disk import TENSORS, load_adapter, save_adapter
 from .reference import Reference, parse_reference
@@ -11,6 +11,7 @@ __all__ = [
     "FORMAT_VERSION",
     "KINDS",
     "TENSORS",
+    "WRAPPED",
     "Adapter",
     "Reference",
     "fetch_file",

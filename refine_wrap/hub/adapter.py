@@ -28,6 +28,9 @@ KINDS = {
 }
 """What an adapter can be, with a word for people."""
 
+WRAPPED = ("refiner", "quality")
+"""The kinds that go around a backbone: `RefineWrapper` loads them."""
+
 UPGRADE = "pip install --upgrade refine-wrap"
 
 

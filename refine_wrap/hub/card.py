@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..errors import HubError
 from ..resources import known_backbone
-from .adapter import FORMAT_VERSION, KINDS, Adapter, as_document
+from .adapter import FORMAT_VERSION, KINDS, WRAPPED, Adapter, as_document
 from .reference import Reference, parse_reference
 
 CARD_MARK = "<!-- card written by refine-wrap: it is written anew on each save; take this line out to keep your own -->"
@@ -108,14 +108,18 @@ def _what_it_is(record: Mapping[str, Any]) -> str:
         if record["kind"] != "backbone":
             text += ", which is not part of it: the backbone's own weights stay as published"
         text += "."
-    return text + f" Default strength: {record['strength']}." * (record["kind"] == "refiner")
+    if record["kind"] in WRAPPED and record["config"].get("refiner"):
+        text += f" Default strength: {record['strength']}."
+    if "quality" in record["config"]:
+        text += f" Default quality: {record['config']['quality']}."
+    return text
 
 
 def _snippet(record: Mapping[str, Any], name: str) -> str:
     if record["kind"] in ALONE:
         module, load = ALONE[record["kind"]]
         return f'from {module} import {load}\n\n{record["kind"]} = {load}("{name}")'
-    if record["kind"] != "refiner":
+    if record["kind"] not in WRAPPED:
         return f'from refine_wrap.hub import load_adapter, resolve\n\nadapter = load_adapter(resolve("{name}"))'
     weights = str(_source(record["backbone"]).get("weights", ""))
     if weights.startswith(("hf://", "shipped:")):

@@ -264,9 +264,15 @@ class RefineObjective(ImageObjective):
     def backbone(self) -> Backbone:
         return self.wrapper.backbone
 
+    @property
+    def refiner(self) -> nn.Module:
+        """What is trained."""
+        assert self.wrapper.refiner is not None
+        return self.wrapper.refiner
+
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         restored = (batch if "restored" in batch else self.frozen(batch["lq"]))["restored"]
-        refined = self.wrapper.refiner(restored, batch["strength"].to(restored.dtype))
+        refined = self.refiner(restored, batch["strength"].to(restored.dtype))
         return self.compare(refined, batch["gt"])
 
     @torch.no_grad()
@@ -275,7 +281,7 @@ class RefineObjective(ImageObjective):
         return {"restored": self.wrapper.backbone(lq)}
 
     def networks(self) -> list[nn.Module]:
-        return [self.wrapper.backbone.module, self.wrapper.refiner]
+        return [self.wrapper.backbone.module, self.refiner]
 
     @torch.no_grad()
     def predict(self, lq: Tensor) -> Tensor:
@@ -289,7 +295,7 @@ class RefineObjective(ImageObjective):
         return output
 
     def trained(self) -> nn.Module:
-        return self.wrapper.refiner
+        return self.refiner
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
         """An adapter folder, which `RefineWrapper.from_pretrained` reads."""

@@ -254,7 +254,7 @@ class EnhancedObjective(RefineObjective):
         if self.choice.input != "backbone":
             shown.append(gt.to(shown[0].dtype) if shown else gt)
         times = len(shown)
-        refined = self.wrapper.refiner(torch.cat(shown), strength.to(gt.dtype).repeat(times))
+        refined = self.refiner(torch.cat(shown), strength.to(gt.dtype).repeat(times))
         losses = self.compare(refined, target.repeat(times, 1, 1, 1))
         if self.fidelity is not None:
             found = self.fidelity(refined, gt.repeat(times, 1, 1, 1))
