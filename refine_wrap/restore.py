@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from .images import Picture, bleed_alpha, read_image, resize_alpha, write_image
 from .tiling import LayerTrace, TilePlan, is_out_of_memory, measure_tiling, plan_tiles, run_tiles, trace_layers
 
 if TYPE_CHECKING:
+    from .scorers import Scorer
     from .wrapper import RefineWrapper
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Notify = Callable[[int, int], None]
+Made = TypeVar("Made", Picture, Tensor)
 
 
 def restore(
@@ -35,6 +38,7 @@ def restore(
     dtype: str = "float32",
     bits: int | None = None,
     overwrite: bool = False,
+    guard: DoNoHarm | None = None,
     notify: Notify | None = None,
 ) -> Picture | Tensor:
     """Restore one image, of any size, in bounded memory.
@@ -49,12 +53,13 @@ def restore(
         image: a file, a `Picture`, or a tensor (B, 3, H, W) in [0, 1].
         output: file to write, by its suffix; None writes nothing.
         strength: in [0, 1]; None is the adapter's default.
-        quality: for a wrapper with a quality head.
+        quality: in [0, 1], for a wrapper that knows it; None is the adapter's default.
         tile: "auto", a side in input pixels, or None for the whole image at once.
         halo: input pixels around a tile; None is the receptive field, at most 96.
         dtype: "float32", "bfloat16" or "float16", by autocast.
         bits: 8 or 16 for the output; None as it came.
         overwrite: replace an existing `output`.
+        guard: keeps what the bare backbone makes where a judge finds the result worse; see `DoNoHarm`.
         notify: called with (tiles done, tiles in all).
 
     Returns:
@@ -71,15 +76,64 @@ def restore(
         check_image(image)
         if not bool(torch.isfinite(image).all()):
             raise ImageError("The image holds values that are not finite", "values in [0, 1]")
-        restored = torch.stack([_restore_tensor(wrapper, network, one, **options) for one in image])
         if output is not None:
             raise RefineWrapError("A tensor is restored and an output file is named", "a file or a Picture for that")
-        return restored
+        return torch.stack(
+            [_kept(wrapper, guard, partial(_restore_tensor, wrapper, network, one, **options)) for one in image]
+        )
     picture = image if isinstance(image, Picture) else read_image(image)
-    result = _restore_picture(wrapper, network, picture, **options)
+    result = _kept(wrapper, guard, partial(_restore_picture, wrapper, network, picture, **options))
     if output is not None:
         write_image(output, result, bits=bits, overwrite=overwrite)
     return result
+
+
+class DoNoHarm:
+    """A judge that has the backbone's own output kept where what was added to it makes a picture worse.
+
+    Args:
+        judge: what `load_scorer` takes; a scorer that the wrapper was trained on is refused.
+        device: where it runs.
+    """
+
+    def __init__(self, judge: str | Path | Scorer, device: str | torch.device = "cpu") -> None:
+        from .scorers import load_scorer
+
+        self.judge = load_scorer(judge, device=device)
+        self.seen, self.kept = 0, 0
+        """Pictures, and those of which the backbone's output was kept."""
+
+    def check(self, wrapper: RefineWrapper) -> None:
+        """Raises RefineWrapError: the judge, or a part of it, trained what is to be judged."""
+        from .evaluation.gate import trainer
+
+        entry = trainer(self.judge, wrapper.scorers)
+        if entry is not None:
+            raise RefineWrapError(
+                f"{self.judge.name} cannot judge this adapter, which was trained on {entry}", "another scorer"
+            )
+
+    @torch.no_grad()
+    def worse(self, result: Picture | Tensor, bare: Picture | Tensor) -> bool:
+        """Whether the result scores below what the bare backbone makes."""
+        device = next((t.device for t in (*self.judge.parameters(), *self.judge.buffers())), torch.device("cpu"))
+        images = (each.tensor() if isinstance(each, Picture) else each[None] for each in (result, bare))
+        ours, theirs = (float(self.judge.raw(image.to(device))) for image in images)
+        low = self.judge.best < self.judge.worst
+        harm = ours > theirs if low else ours < theirs
+        self.seen, self.kept = self.seen + 1, self.kept + harm
+        return harm
+
+
+def _kept(wrapper: RefineWrapper, guard: DoNoHarm | None, make: Callable[[], Made]) -> Made:
+    """What is made, or with a guard what the bare backbone makes."""
+    result = make()
+    if guard is None:
+        return result
+    guard.check(wrapper)
+    with wrapper.disabled():
+        bare = make()
+    return bare if guard.worse(result, bare) else result
 
 
 def _restore_picture(
@@ -163,8 +217,9 @@ def _networks(
     """The wrapper as image -> float32 image in the asked type, and in float32 where that is another."""
     if dtype not in DTYPES:
         raise RefineWrapError(f"dtype is {dtype!r}", "one of " + ", ".join(DTYPES))
-    if strength is not None and not 0 <= strength <= 1:
-        raise RefineWrapError(f"strength is {strength}", "a number in [0, 1]")
+    for name, value in (("strength", strength), ("quality", quality)):
+        if value is not None and not 0 <= value <= 1:
+            raise RefineWrapError(f"{name} is {value}", "a number in [0, 1]")
     if dtype == "float16" and not wrapper.backbone.spec.half_ok:
         raise RefineWrapError(
             f"float16 is not declared safe for {wrapper.backbone.spec.family}", "float32 or bfloat16 for this backbone"

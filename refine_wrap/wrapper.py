@@ -63,6 +63,8 @@ class RefineWrapper(nn.Module):
             self.quality_head = build_head(quality_head, self.backbone).to(self.backbone.device)
             self.quality_head.attach(self.backbone)
         self.strength, self.quality = strength, quality
+        self.scorers: list[str] = []
+        """Scorers that it was trained on, as an adapter records them: they do not judge what it makes."""
         self._disabled = False
         self.layers: LayerTrace | None = None  # worked out by `refine_wrap.restore.trace` when it is first needed
         self.tiles_noticed = False
@@ -316,6 +318,7 @@ class RefineWrapper(nn.Module):
             quality=adapter.config.get("quality", QUALITY),
         )
         wrapper._load_added(adapter.tensors, str(folder))
+        wrapper.scorers = list(adapter.scorers)
         return wrapper.eval()
 
     def _load_added(self, tensors: Mapping[str, Tensor], what: str) -> None:

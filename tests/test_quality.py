@@ -15,10 +15,24 @@ from conftest import SHARED
 from networks import FAMILIES
 from torch import nn
 
-from refine_wrap import Backbone, RefineWrapError, RefineWrapper, load_backbone
-from refine_wrap.errors import CheckpointError, ImageError
-from refine_wrap.quality import CodebookRestorer, DualCodebookAutoencoder, restorer_from_published, threshold
+from refine_wrap import (
+    Backbone,
+    Picture,
+    Recipe,
+    RefineWrapError,
+    RefineWrapper,
+    load_backbone,
+    read_image,
+    write_image,
+)
+from refine_wrap.errors import CheckpointError, ImageError, RecipeError
+from refine_wrap.hub import load_adapter
+from refine_wrap.quality import CodebookRestorer, DualCodebookAutoencoder, load_autoencoder, restorer_from_published
 from refine_wrap.quantize import VectorQuantizer, choose, silhouette, usage
+from refine_wrap.resources import weights_dir
+from refine_wrap.training import finetune
+from refine_wrap.training.codebook import CodesObjective
+from refine_wrap.training.objectives import build_objective
 
 LAYOUT: dict[str, Any] = {
     "nf": 32,
@@ -435,12 +449,150 @@ def test_choosing_needs_a_temperature() -> None:
             choose(torch.zeros(3), wrong, noise=False, hard=False)
 
 
-def test_the_threshold_of_a_quantile() -> None:
-    scores = [0.1, 0.2, 0.3, 0.4, 0.5]
-    assert threshold(scores, 0.5) == pytest.approx(0.3)
-    assert sum(s > threshold(scores, 0.8) for s in scores) == 1
-    for wrong in ([], [0.1, float("nan")]):
-        with pytest.raises(RefineWrapError, match="scores"):
-            threshold(wrong, 0.5)
-    with pytest.raises(RefineWrapError, match="quantile"):
-        threshold(scores, 1.5)
+# Training in three stages
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops of the demo photo, two of them blurred."""
+    folder = tmp_path_factory.mktemp("codebook")
+    photo = read_image(weights_dir() / "demo_photo.png").pixels
+    for number in range(4):
+        crop = photo[40 * number : 40 * number + 64, 30:94].astype(np.float32)
+        if number % 2:
+            padded = np.pad(crop, ((2, 2), (2, 2), (0, 0)), mode="edge")
+            crop = np.mean([padded[y : y + 64, x : x + 64] for y in range(5) for x in range(5)], 0)
+        write_image(folder / f"photos/{number}.png", Picture(crop.round().astype(np.uint8)))
+    return folder
+
+
+def stage(place: Path, output: Path, kind: str, codebook: dict[str, Any], **train: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "version": 1,
+        "name": kind,
+        "objective": "codebook",
+        "codebook": {"stage": kind, **codebook},
+        "quality": {"default": 0.8},
+        "data": {
+            "train": {"gt": [str(place / "photos")]},
+            "validation": {"gt": [str(place / "photos")], "limit": 2, "crop": 32},
+            "crop": 32,
+            **({} if kind == "autoencoder" else {"degradation": {"noise": {"sigma": [10, 10]}}}),
+        },
+        "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "ema": 0.0, **train},
+        "output": str(output),
+    }
+    return Recipe.from_dict(values)
+
+
+NEW = {**LAYOUT, "hq_threshold": 0.5, "decay": 0.9, "restart_after": 10}
+OWN = {key: RESTORER[key] for key in ("dim", "heads", "layers", "mlp", "connect")}
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What each stage made, from the one before it."""
+    folder = tmp_path_factory.mktemp("stages")
+    first = finetune(stage(place, folder / "1", "autoencoder", {"options": NEW}, steps=100, learning_rate=3e-3))
+    options = {"options": OWN, "start": str(first), "scorers": ["shipped:gauge"]}
+    second = next(finetune(stage(place, folder / "2", "codes", options, steps=6)).glob("*.safetensors"))
+    fuse = finetune(stage(place, folder / "3", "fuse", {"start": str(second)}, steps=6))
+    return {"autoencoder": first, "codes": second, "fuse": next(fuse.glob("*.safetensors"))}
+
+
+def test_the_stages_hand_on_what_they_made(trained: dict[str, Path]) -> None:
+    first = load_autoencoder(trained["autoencoder"])
+    second, third = (load_backbone(trained[name]).module for name in ("codes", "fuse"))
+    assert second.quality == 0.8 and first.hq_threshold == 0.5
+    before, middle, after = first.state_dict(), second.state_dict(), third.state_dict()
+    for name, value in middle.items():
+        taught = name.split(".")[0] in (
+            "encoder",
+            "feat_emb",
+            "ft_layers",
+            "idx_pred_layer",
+            "score_embed",
+            "position_emb",
+        )
+        if name in before:
+            assert torch.equal(value, before[name]) == (not taught) or name.endswith(".bias"), name
+        assert torch.equal(after[name], value) == (not name.startswith("fuse_convs_dict")), name
+    adapter = load_adapter(trained["autoencoder"])
+    assert adapter.kind == "codebook" and adapter.scorers[0].startswith("ranker@")
+    names = {metric["name"] for metric in adapter.metrics}
+    assert {"PSNR", "common perplexity", "HQ+ codes used", "separation"} <= names
+    assert "load_autoencoder" in (trained["autoencoder"] / "README.md").read_text()
+    about = json.loads((trained["codes"].parent / "backbone.json").read_text())
+    assert about["recipe"]["codebook"]["scorers"] == ["shipped:gauge"]
+
+
+def test_the_autoencoder_learns_and_its_codes_are_used(trained: dict[str, Path]) -> None:
+    run = [json.loads(line) for line in (trained["autoencoder"].parent / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["losses"]["l1"] for line in run if line["kind"] == "train"]
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5])
+    figures = {metric["name"]: metric["value"] for metric in load_adapter(trained["autoencoder"]).metrics}
+    assert figures["common codes used"] > 1 / 16 and figures["common perplexity"] > 1
+    assert not math.isnan(figures["separation"])
+
+
+def test_each_loss_of_the_codes_reaches_what_it_is_for(place: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    options = {"options": OWN, "start": str(trained["autoencoder"])}
+    reached = {}
+    for name, more in (("raised", {"scorers": ["shipped:gauge"]}), ("published", {"codes": "hard"})):
+        recipe = stage(place, tmp_path, "codes", {**options, **more, "feature": 0, "index": 0})
+        objective = build_objective(recipe)
+        assert isinstance(objective, CodesObjective)
+        data, _ = objective.data(recipe)
+        batch = torch.utils.data.default_collate([data[i] for i in range(4)])
+        losses = objective(batch)
+        assert {"feature", "index_common", "index_hq", "l1"} <= set(losses)
+        assert ("quality gauge" in losses) == (name == "raised")
+        sum(losses.values()).backward()
+        reached[name] = {
+            n.split(".")[1] for n, p in objective.named_parameters() if p.grad is not None and bool(p.grad.any())
+        }
+    assert {"ft_layers", "idx_pred_layer", "encoder"} <= reached["raised"]
+    assert "ft_layers" not in reached["published"] and "encoder" in reached["published"]
+
+
+def test_hq_codes_are_learned_of_good_ground_truths_alone(
+    place: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = stage(place, tmp_path, "codes", {"options": OWN, "start": str(trained["autoencoder"])})
+    objective = build_objective(recipe)
+    gt = torch.rand(2, 3, 32, 32)
+    losses = {quality: objective({"lq": gt, "gt": gt, "quality": torch.full((2,), quality)}) for quality in (0.5, 0.51)}
+    assert losses[0.5]["index_hq"].item() == 0 < losses[0.51]["index_hq"].item()
+    assert losses[0.5]["index_common"].item() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "codebook", "says"),
+    [
+        ("autoencoder", {"start": "x"}, "first stage"),
+        ("codes", {}, "start is not given"),
+        ("fuse", {}, "start is not given"),
+        ("codes", {"start": "x", "scorers": ["shipped:gauge"], "codes": "hard"}, "straight, gumbel or soft"),
+        ("codes", {"start": "x", "temperature": 0}, "temperature"),
+        ("autoencoder", {"optoins": {}}, "options"),
+    ],
+)
+def test_stages_that_cannot_be(place: Path, tmp_path: Path, kind: str, codebook: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        stage(place, tmp_path, kind, codebook)
+
+
+def test_starts_that_do_not_fit(place: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        build_objective(stage(place, tmp_path, "codes", {"start": str(tmp_path / "nothing")}))
+    with pytest.raises(RefineWrapError, match="a CodebookRestorer, of stage codes"):
+        build_objective(stage(place, tmp_path, "fuse", {"start": "shipped:demo_denoiser"}))
+    with pytest.raises(CheckpointError, match="of kind codebook"):
+        build_objective(stage(place, tmp_path, "codes", {"start": "shipped:masks"}))
+    with pytest.raises(RecipeError, match="cannot be built"):
+        build_objective(stage(place, tmp_path, "autoencoder", {"options": {"depth": 3}}))
+
+
+@pytest.mark.parametrize("name", ["codebook", "codes", "codes_fuse"])
+def test_the_shipped_recipes_are_sound(name: str) -> None:
+    assert Recipe.load(name).objective == "codebook"

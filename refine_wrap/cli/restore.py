@@ -40,6 +40,24 @@ def restore(
             help="0 keeps fidelity, 1 asks for the most detail. Default: the adapter's own.", show_default=False
         ),
     ] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(
+            help="Wanted quality, 0 to 1, of an adapter with a quality head. Default: the adapter's own.",
+            show_default=False,
+        ),
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Write a sheet over quality and strength instead of the restored photo.")
+    ] = False,
+    do_no_harm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCORER",
+            help="Keep the backbone's own output where this scorer finds the result worse, e.g. shipped:gauge.",
+            show_default=False,
+        ),
+    ] = None,
     tile: Annotated[str, typer.Option(help="auto, none, or a side in input pixels.")] = "auto",
     halo: Annotated[
         int | None,
@@ -74,14 +92,23 @@ def restore(
         raise RefineWrapError(
             f"{image} is a folder and the output {out} is a file by its name", "a folder for the outputs"
         )
+    if sweep and (do_no_harm or quality is not None or strength is not None):
+        raise RefineWrapError("--sweep is given with --quality, --strength or --do-no-harm", "--sweep by itself")
     side = tile_side(tile)
     inputs = list_images(image, recursive, skip=out) if image.is_dir() else [image]
     jobs = plan_outputs(inputs, image, out, ext=ext, suffix=suffix)
     with notices():
         wrapper = load_wrapper(adapter, backbone, revision, allow_other_weights, device_named(device))
-        options: dict[str, Any] = {"strength": strength, "tile": side, "halo": halo, "dtype": dtype, "bits": bits}
-        _check_options(wrapper, options)
-        return _run(wrapper, jobs, options, overwrite, quiet)
+        options: dict[str, Any] = {"tile": side, "halo": halo, "dtype": dtype}
+        if not sweep:
+            options |= {"strength": strength, "quality": quality, "bits": bits}
+        if do_no_harm is not None:
+            from ..restore import DoNoHarm
+
+            options["guard"] = DoNoHarm(do_no_harm, device_named(device))
+            options["guard"].check(wrapper)
+        _check_options(wrapper, {key: value for key, value in options.items() if key != "guard"})
+        return _run(wrapper, jobs, options, sweep, overwrite, quiet)
 
 
 def _check_options(wrapper: RefineWrapper, options: dict[str, Any]) -> None:
@@ -95,12 +122,18 @@ def _check_options(wrapper: RefineWrapper, options: dict[str, Any]) -> None:
 
 
 def _run(
-    wrapper: RefineWrapper, jobs: list[tuple[Path, Path]], options: dict[str, Any], overwrite: bool, quiet: bool
+    wrapper: RefineWrapper,
+    jobs: list[tuple[Path, Path]],
+    options: dict[str, Any],
+    sweep: bool,
+    overwrite: bool,
+    quiet: bool,
 ) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..folder import process
+    from ..report.sweep import sweep_sheet
 
     console = Console(stderr=True)
     columns = (
@@ -118,7 +151,10 @@ def _run(
 
         def work(source: Path, target: Path) -> None:
             progress.update(tiles, visible=False)
-            wrapper.restore(source, target, overwrite=True, notify=notify, **options)
+            if sweep:
+                sweep_sheet(wrapper, source, target, overwrite=True, **options)
+            else:
+                wrapper.restore(source, target, overwrite=True, notify=notify, **options)
 
         def on_done(source: Path, target: Path, outcome: str, message: str | None) -> None:
             progress.advance(photos)
@@ -128,6 +164,9 @@ def _run(
                 typer.echo(str(target))
 
         tally = process(jobs, work, overwrite=overwrite, on_done=on_done)
+    guard = options.get("guard")
+    if guard is not None and not quiet:
+        typer.echo(f"{guard.kept} of {guard.seen} kept as the backbone made them, by {guard.judge.name}", err=True)
     if not quiet:
         typer.echo(f"{tally.done} restored, {tally.skipped} skipped (they exist), {len(tally.failed)} failed", err=True)
     return tally.exit_code

@@ -22,7 +22,7 @@ KINDS = {
     "quality": "a quality head, which steers a backbone toward a wanted quality",
     "backbone": "a fine-tuned backbone",
     "masks": "a generator of frequency masks",
-    "codebook": "a codebook of features",
+    "codebook": "an autoencoder with codebooks of features",
     "reconstructor": "a reconstructor, which degrades images as real cameras do",
     "scorer": "a scorer of image quality",
 }

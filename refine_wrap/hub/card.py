@@ -22,6 +22,7 @@ _HUB_LICENCES = {
 ALONE = {
     "masks": ("refine_wrap.supervision", "load_mask_generator"),
     "scorer": ("refine_wrap.scorers", "load_scorer"),
+    "codebook": ("refine_wrap.quality", "load_autoencoder"),
 }
 """What has nothing to do with a backbone, and what loads it."""
 _RESTRICTED = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)

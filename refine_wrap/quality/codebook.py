@@ -72,8 +72,8 @@ class DualCodebookAutoencoder(nn.Module):
         nf, ch_mult, res_blocks, attn_resolutions, emb_dim, img_size: as in `Layout`.
         codebook_size: common codes.
         hq_codebook_size: codes of HQ+; 0: the common codebook alone, a plain VQGAN.
-        hq_threshold: scores above it let HQ+ take part. Paper 2's released 0.70 lets 91% of FFHQ through, 0.91 0.3%:
-            `refine_wrap.quality.threshold` finds it from a quantile.
+        hq_threshold: scores above it let HQ+ take part. Paper 2's released 0.70 lets 91% of FFHQ through, 0.91 0.3%;
+            of scores that a `Condition` has made qualities by quantile, 0.75 lets the best quarter through.
         hq_weight: how much of HQ+ is added, alpha.
         fusion: how, see `CodebookFusion`; attention adds tensors that the official layout does not have.
         decay, restart_after: as in `VectorQuantizer`, for both codebooks; they add buffers.

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..errors import ImageError, RefineWrapError
 
 Quality = float | Tensor
+Normalise = Literal["quantile", "minmax"]
+KNOTS = 101
+"""Of a scale by quantiles."""
 
 
 def quality_values(quality: Quality, image: Tensor, name: str = "quality") -> Tensor:
@@ -40,15 +47,67 @@ def quality_values(quality: Quality, image: Tensor, name: str = "quality") -> Te
     return quality.to(image).reshape(-1).expand(batch)
 
 
-def threshold(scores: Sequence[float], quantile: float) -> float:
-    """The score that a share `quantile` of a set lies at or below: for `hq_threshold`.
+@dataclass(frozen=True)
+class Condition:
+    """How the scores of one image become its quality.
 
-    Raises:
-        RefineWrapError: no scores, one that is no number, or a quantile outside [0, 1].
+    Each scorer's scores are moved to [0, 1] over the training set, their mean is taken, and that again.
     """
-    if not 0 <= quantile <= 1:
-        raise RefineWrapError(f"quantile is {quantile}", "a number in [0, 1]")
-    return float(_checked(scores).quantile(quantile))
+
+    scales: tuple[Scale, ...]
+    """One for each scorer."""
+    whole: Scale
+    """Of their mean."""
+
+    @classmethod
+    def fit(cls, scores: Sequence[Sequence[float]], how: Normalise = "quantile") -> Condition:
+        """Of a training set.
+
+        Args:
+            scores: for each scorer the scores of all images, higher is better.
+            how: quantile: the share of the set that is worse, so that each part of the dial has as many images.
+                minmax: from the lowest to the highest score, as paper 2.
+
+        Raises:
+            RefineWrapError: no scores, one that is no number, or all are the same.
+        """
+        scales = tuple(Scale.fit(own, how) for own in scores)
+        rows = [scale(own) for scale, own in zip(scales, scores, strict=True)]
+        return cls(scales, Scale.fit(np.mean(rows, 0).tolist(), how))
+
+    def __call__(self, scores: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
+        """The quality of each image, (images,) in [0, 1], from the scores of each scorer."""
+        rows = [scale(own) for scale, own in zip(self.scales, scores, strict=True)]
+        return self.whole(np.mean(rows, 0).tolist())
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A rising map of scores onto [0, 1]: straight between its knots, which lie evenly there."""
+
+    knots: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, scores: Sequence[float], how: Normalise = "quantile") -> Scale:
+        """See `Condition.fit`."""
+        values = _checked(scores).sort().values
+        if values[0] == values[-1]:
+            raise RefineWrapError(
+                f"All {len(values)} images have the score {float(values[0]):.4g}",
+                "ground truths of different quality: pristine, flawed (refine-wrap make-flawed), enhanced",
+            )
+        places = torch.linspace(0, 1, KNOTS if how == "quantile" else 2, dtype=torch.float64)
+        return cls(tuple(values.quantile(places).tolist()))
+
+    def __call__(self, scores: Sequence[float]) -> npt.NDArray[np.float64]:
+        """[0, 1], one for each score; beyond the knots it stays at 0 and 1."""
+        # A run of equal knots is a step: its middle is what a score there means.
+        low, high = (np.searchsorted(self.knots, scores, side) for side in ("left", "right"))
+        places = np.linspace(0, 1, len(self.knots))
+        between = np.interp(scores, self.knots, places)
+        middle = (places[np.clip(low, 0, len(places) - 1)] + places[np.clip(high - 1, 0, len(places) - 1)]) / 2
+        found: npt.NDArray[np.float64] = np.where(high - low > 1, middle, between)
+        return found
 
 
 def _checked(scores: Sequence[float]) -> Tensor:

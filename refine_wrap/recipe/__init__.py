@@ -3,6 +3,7 @@
 from .core import Recipe, recipe_schema
 from .degradation import load_degradation
 from .lines import Places, read_tree
+from .quality import CodebookChoice, QualityChoice
 from .sections import (
     SMALLEST_CROP,
     DataChoice,
@@ -22,6 +23,7 @@ from .words import explain_key
 
 __all__ = [
     "SMALLEST_CROP",
+    "CodebookChoice",
     "DataChoice",
     "DistsLoss",
     "GanLoss",
@@ -29,6 +31,7 @@ __all__ = [
     "LpipsLoss",
     "MasksChoice",
     "Places",
+    "QualityChoice",
     "Recipe",
     "ScorerChoice",
     "SqueezeLoss",

@@ -17,6 +17,7 @@ from ..degradation.settings import Section, cross
 from ..errors import RecipeError, RefineWrapError
 from ..resources import recipe_path
 from .lines import Places, apply_override, read_tree
+from .quality import CodebookChoice, QualityChoice
 from .sections import (
     SMALLEST_CROP,
     BackboneChoice,
@@ -45,22 +46,28 @@ class Recipe(Section):
     """Name of the run and of what it makes: letters, digits, dot, dash, underscore."""
     description: str = ""
     """One line for people."""
-    objective: Literal["restore", "refine", "score", "masks"]
+    objective: Literal["restore", "refine", "quality", "codebook", "score", "masks"]
     """restore: train the backbone. refine: keep the backbone frozen and train the refiner toward the ground truth.
-    score: train a no-reference scorer of image quality. masks: train the generator of frequency masks that mixes a
-    ground truth with its super-resolved variants."""
+    quality: keep the backbone frozen and train a head that steers its features by the ground truth's quality.
+    codebook: train a codebook autoencoder, or a restorer that predicts its codes. score: train a no-reference scorer of
+    image quality. masks: train the generator of frequency masks that mixes a ground truth with its super-resolved
+    variants."""
     backbone: BackboneChoice | None = None
-    """The restoration network, for the objectives restore and refine. Without one a refiner learns from ground truths
-    alone (supervision.input: ground_truth), and goes behind any network."""
+    """The restoration network, for the objectives restore, refine and quality. Without one a refiner learns from ground
+    truths alone (supervision.input: ground_truth), and goes behind any network."""
     scorer: ScorerChoice | None = None
     """The scorer, for the objective score."""
     supervision: SupervisionChoice | None = None
     """Enhanced ground truth, for the objectives masks and refine; null with refine: the ground truth as it is."""
     masks: MasksChoice | None = None
     """The mask generator, for the objective masks."""
-    trainable: list[Literal["backbone", "lora", "refiner", "scorer", "masks"]] | None = None
+    quality: QualityChoice | None = None
+    """The quality condition, for the objectives quality and codebook, and its head."""
+    codebook: CodebookChoice | None = None
+    """The codebook networks, for the objective codebook."""
+    trainable: list[Literal["backbone", "lora", "refiner", "quality_head", "codebook", "scorer", "masks"]] | None = None
     """What is trained. restore: [backbone], all of it, or [lora], small matrices beside its layers. refine: [refiner].
-    score: [scorer]. masks: [masks]. null: the first of these."""
+    quality: [quality_head]. codebook: [codebook]. score: [scorer]. masks: [masks]. null: the first of these."""
     lora: LoraChoice = LoraChoice()
     """The size and place of LoRA, for trainable: [lora]."""
     refiner: RefinerChoice = RefinerChoice()
@@ -74,7 +81,7 @@ class Recipe(Section):
     train: TrainChoice
     """The optimisation."""
     losses: LossChoice = LossChoice(l1=1.0)
-    """The losses by name and weight, for the objectives restore and refine."""
+    """The losses by name and weight, for the objectives restore, refine, quality and codebook."""
     validate_every: Count = 1000
     """Steps between validations; there is one at the end too."""
     save_every: Count = 1000
@@ -118,10 +125,14 @@ class Recipe(Section):
                     "data.variants, the number of variants of each sample to keep",
                     "set data.variants=8, for example",
                 )
-        if self.objective in ("restore", "refine"):
+        if self.objective in ("restore", "refine", "quality") or (
+            self.codebook is not None and self.codebook.stage != "codes"
+        ):
             _check_losses("losses", self.losses.weights(), self.data.crop)
         if self.supervision is not None:
             _check_supervision(self, self.supervision)
+        if self.codebook is not None:
+            _check_codebook(self, self.codebook)
         return self
 
     @classmethod
@@ -191,12 +202,16 @@ class Recipe(Section):
 _TRAINABLE = {
     "restore": (["backbone"], ["lora"]),
     "refine": (["refiner"],),
+    "quality": (["quality_head"],),
+    "codebook": (["codebook"],),
     "score": (["scorer"],),
     "masks": (["masks"],),
 }
 _SECTIONS = {
     "restore": (("backbone",), ()),
     "refine": (("backbone",), ("supervision",)),
+    "quality": (("backbone", "quality"), ()),
+    "codebook": (("codebook", "quality"), ()),
     "score": (("scorer",), ()),
     "masks": (("supervision", "masks"), ()),
 }
@@ -206,7 +221,7 @@ _SECTIONS = {
 def _check_parts(recipe: Recipe) -> None:
     """Each objective has its own sections."""
     needed, allowed = _SECTIONS[recipe.objective]
-    for name in ("backbone", "scorer", "supervision", "masks"):
+    for name in ("backbone", "scorer", "supervision", "masks", "quality", "codebook"):
         given = getattr(recipe, name) is not None
         if name == "backbone" and recipe.objective == "refine" and not given and recipe.supervision is not None:
             if recipe.supervision.input != "ground_truth":
@@ -243,6 +258,27 @@ def _check_supervision(recipe: Recipe, choice: SupervisionChoice) -> None:
     scale = 1 if recipe.data.degradation is None else recipe.data.degradation.scale
     if recipe.backbone is None and scale != 1:
         raise cross("data.degradation.scale", f"data.degradation.scale is {scale}", "1: a flawed ground truth's size")
+
+
+def _check_codebook(recipe: Recipe, choice: CodebookChoice) -> None:
+    """Each stage starts from the one before it, and has its own images."""
+    alone = choice.stage == "autoencoder"
+    if alone != (choice.start is None):
+        raise cross(
+            "codebook.start",
+            f"codebook.start is {'given' if alone else 'not given'} with stage {choice.stage}",
+            "what the stage before made" if not alone else "no start: it is the first stage",
+        )
+    if alone and (recipe.data.train.lq is not None or recipe.data.degradation is not None):
+        raise cross("data", "the stage autoencoder looks at ground truths alone", "neither lq nor data.degradation")
+    if not alone:
+        _check_folders(recipe.data)
+    if choice.scorers and choice.codes == "hard":
+        raise cross(
+            "codebook.codes",
+            "codebook.scorers are given with codebook.codes: hard, by which they reach the encoder alone",
+            "straight, gumbel or soft",
+        )
 
 
 def _check_trainable(recipe: Recipe) -> None:

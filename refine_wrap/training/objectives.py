@@ -100,11 +100,16 @@ class ImageObjective(Objective):
         """The restoration network, trained or frozen."""
         raise NotImplementedError
 
+    @property
+    def scale(self) -> int:
+        """Output pixels of a side for each input pixel."""
+        return self.backbone.spec.scale
+
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         with recipe.at("data.train"):
-            train = training_data(recipe, self.backbone.spec.scale)
+            train = training_data(recipe, self.scale)
         with recipe.at("data.validation"):
-            return train, validation_data(recipe, self.backbone.spec.scale)
+            return train, validation_data(recipe, self.scale)
 
     def compare(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The weighted losses of (B, 3, H, W), the adversarial one among them."""
@@ -140,7 +145,7 @@ class ImageObjective(Objective):
         assert part is not None  # there is validation data
         count = len(data) if limit is None else min(limit, len(data))
         # As super-resolution is usually measured: pixels near the border depend on what lies beyond it.
-        border = self.backbone.spec.scale if self.backbone.spec.scale > 1 else 0
+        border = self.scale if self.scale > 1 else 0
         protocols = [Protocol("PSNR", border=border), Protocol("SSIM", border=border)]
         sums: dict[tuple[str, str], float] = {}
         was_training = self.training
@@ -299,14 +304,21 @@ class RefineObjective(ImageObjective):
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
         """An adapter folder, which `RefineWrapper.from_pretrained` reads."""
-        return self.wrapper.save_pretrained(
-            folder / self.result,
-            recipe=recipe.to_dict(),
-            scorers=self.trained_on,
-            metrics=metrics,
-            data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
-            licence=recipe.licence,
-        )
+        return save_wrapper(self.wrapper, folder / self.result, recipe, metrics, self.trained_on)
+
+
+def save_wrapper(
+    wrapper: RefineWrapper, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]], scorers: list[str]
+) -> Path:
+    """What was trained beside a backbone, with what its card says of it."""
+    return wrapper.save_pretrained(
+        folder,
+        recipe=recipe.to_dict(),
+        scorers=scorers,
+        metrics=metrics,
+        data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
+        licence=recipe.licence,
+    )
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -327,6 +339,10 @@ def build_objective(recipe: Recipe) -> Objective:
         return MasksObjective.of(recipe)
     with recipe.at("losses"):
         losses = LossSet(recipe.losses)
+    if recipe.objective == "codebook":
+        from .codebook import build_stage
+
+        return build_stage(recipe, losses)
     torch.manual_seed(recipe.train.seed)
     if recipe.backbone is None:
         backbone = load_backbone(nn.Identity())
@@ -334,6 +350,10 @@ def build_objective(recipe: Recipe) -> Objective:
         choice = recipe.backbone.model_dump(exclude_none=True)
         with recipe.at("backbone.weights", "backbone"):
             backbone = load_backbone({key: value for key, value in choice.items() if value or key == "options"})
+    if recipe.objective == "quality":
+        from .quality import QualityObjective
+
+        return QualityObjective.of(recipe, backbone, losses)
     if recipe.objective == "restore":
         if backbone.spec.family == "SRVGG" and "weights" not in backbone.source:
             start_plain(backbone.module)

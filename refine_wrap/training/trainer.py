@@ -114,8 +114,9 @@ def prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
     saved = _resumed(recipe, resume)
     objective = build_objective(recipe)
     data, validation = objective.data(recipe)
-    if recipe.objective == "refine" and recipe.backbone is not None and recipe.backbone.weights is None:
-        text = "The backbone has no weights: the refiner is trained behind a random network"
+    alone = recipe.backbone is None or recipe.backbone.weights is not None
+    if recipe.objective in ("refine", "quality") and not alone:
+        text = "The backbone has no weights: what is added is trained with a random network"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     if options.activation_checkpointing and not checkpoint_activations(objective.networks()[-1]):
         text = "train.activation_checkpointing finds no repeated blocks in this network, and changes nothing"

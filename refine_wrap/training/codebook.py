@@ -1,0 +1,261 @@
+"""Codebook networks in three stages: images become codes, degraded images are given codes, details come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..errors import RefineWrapError
+from ..quality import CodebookRestorer, DualCodebookAutoencoder, load_autoencoder, save_autoencoder
+from ..quantize import silhouette, usage
+from .data import ImageData, training_data, validation_data
+from .losses import LossSet
+from .objectives import ImageObjective, save_backbone
+from .quality import add_qualities
+
+if TYPE_CHECKING:
+    from ..recipe import CodebookChoice, Recipe
+    from ..scorers import Scorer
+
+
+class CodebookObjective(ImageObjective):
+    """What the three stages share: images are compared in [0, 1], and each sample has its ground truth's `quality`.
+
+    Source: paper 2 (arXiv 2603.29773), 3.2 to 3.4, and its training configurations.
+    """
+
+    def __init__(self, losses: LossSet, choice: CodebookChoice, scorers: list[Scorer]) -> None:
+        super().__init__(losses)
+        self.choice, self.scorers = choice, scorers
+        self.trained_on = [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
+        """Scorers that took part, which may not judge the result."""
+
+    def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
+        with recipe.at("data.train"):
+            train = training_data(recipe, 1)
+        with recipe.at("data.validation"):
+            validation = validation_data(recipe, 1)
+        add_qualities(recipe, train, self.scorers)
+        return train, validation
+
+
+class AutoencoderObjective(CodebookObjective):
+    """Stage 1: encoder, both codebooks and generator, from ground truths alone.
+
+    A batch has `gt` (B, 3, H, W) in [0, 1] and `quality` (B,): only those above `hq_threshold` reach HQ+.
+    """
+
+    result = "codebook"
+
+    def __init__(
+        self, network: DualCodebookAutoencoder, losses: LossSet, choice: CodebookChoice, scorers: list[Scorer]
+    ) -> None:
+        super().__init__(losses, choice, scorers)
+        self.network = network
+
+    @property
+    def scale(self) -> int:
+        return 1
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        made = self.network(batch["gt"] * 2 - 1, batch["quality"])
+        terms = self.compare((made.output + 1) / 2, batch["gt"])
+        return {
+            **terms,
+            "codes_common": self.choice.commitment * made.loss_common,
+            "codes_hq": self.choice.commitment * made.loss_hq,
+        }
+
+    def networks(self) -> list[nn.Module]:
+        return [self.network.encoder, self.network.generator]
+
+    @torch.no_grad()
+    def predict(self, lq: Tensor) -> Tensor:
+        """What its codes keep of an image, both books taking part."""
+        return _padded(lq, self.network.stride, lambda x: (self.network(x * 2 - 1, 1.0).output + 1) / 2)
+
+    def validate(
+        self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
+    ) -> list[dict[str, Any]]:
+        """PSNR and SSIM of what the codes keep; how many are used, their perplexity, how separate the books are."""
+        found = super().validate(recipe, data, device, pictures, limit)
+        count = len(data) if limit is None else min(limit, len(data))
+        self.eval()
+        with torch.no_grad():
+            images = (data[i]["gt"][None].to(device) * 2 - 1 for i in range(count))
+            indices = [_padded(image, self.network.stride, self.network.indices, crop=False) for image in images]
+        self.train()
+        books = {"common": self.network.quantize, "HQ+": self.network.quantize_aesthetic}
+        about = f"{count} images"
+        for place, (name, book) in enumerate(books.items()):
+            if book is not None:
+                used, perplexity = usage(torch.cat([each[:, place].flatten() for each in indices]), book.codes)
+                for what, value in (("codes used", used), ("perplexity", perplexity)):
+                    found.append({"name": f"{name} {what}", "value": value, "protocol": "nearest codes", "data": about})
+        if self.network.quantize_aesthetic is not None:
+            weights = [book.embedding.weight.detach() for book in books.values() if book is not None]
+            value = silhouette(*weights)
+            found.append({"name": "separation", "value": value, "protocol": "silhouette of the codes", "data": "codes"})
+        return found
+
+    def trained(self) -> nn.Module:
+        return self.network
+
+    def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
+        """An adapter folder of kind codebook, which `load_autoencoder` and the next stage read."""
+        return save_autoencoder(
+            folder / self.result,
+            self.network,
+            recipe=recipe.to_dict(),
+            scorers=self.trained_on,
+            metrics=metrics,
+            data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
+            licence=recipe.licence,
+        )
+
+
+class CodesObjective(CodebookObjective):
+    """Stages 2 and 3: a restorer learns to predict the ground truth's codes, its fuse blocks to bring details back.
+
+    A batch has `lq` and `gt` (B, 3, H, W) in [0, 1], and the ground truth's `quality` (B,).
+
+    Stage 2, `codes`: encoder, transformer and heads learn; generator and codebooks stay. Cross-entropy of the codes and
+    distance of the latents, as published; images are compared too if `losses` says so, and scorers may raise the
+    quality of the output: by way of codes that pass the gradient on (`codebook.codes`). HQ+ counts only for ground
+    truths that are above the autoencoder's threshold: below it stage 1 has taught it nothing.
+    Stage 3, `fuse`: the fuse blocks alone, at fidelity 1.
+    """
+
+    result = "backbone"
+
+    def __init__(
+        self,
+        restorer: CodebookRestorer,
+        autoencoder: DualCodebookAutoencoder | None,
+        losses: LossSet,
+        choice: CodebookChoice,
+        scorers: list[Scorer],
+        raised: list[Scorer],
+    ) -> None:
+        super().__init__(losses, choice, scorers)
+        self.restorer, self.autoencoder, self.raised = restorer, autoencoder, nn.ModuleList(raised)
+        self.trained_on += [f"{scorer.name}@{scorer.digest()}" for scorer in raised]
+        self.body = Backbone(restorer, source={"arch": "CodebookRestorer", "options": restorer.config()})
+        restorer.requires_grad_(False)
+        parts: list[nn.Module] = [restorer.fuse_convs_dict]
+        if autoencoder is not None:
+            autoencoder.requires_grad_(False).eval()
+            parts = [restorer.encoder, restorer.feat_emb, restorer.ft_layers, restorer.idx_pred_layer]
+            restorer.position_emb.requires_grad_(True)
+            if restorer.conditioning is not None:
+                parts.append(restorer.score_embed)
+        for part in parts:
+            part.requires_grad_(True)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.body
+
+    def train(self, mode: bool = True) -> CodesObjective:
+        super().train(mode)
+        if self.autoencoder is not None:
+            self.autoencoder.eval()
+        return self
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        lq, gt, quality = batch["lq"] * 2 - 1, batch["gt"], batch["quality"]
+        if self.autoencoder is None:
+            return self.compare((self.restorer(lq, quality, fidelity=1.0) + 1) / 2, gt)
+        made = self.restorer.restore(lq, quality, 0.0, self.choice.codes, self.choice.temperature)
+        losses = self._codes(made.logits, made.latent, gt * 2 - 1, quality)
+        image = (made.output + 1) / 2
+        losses |= self.compare(image, gt)
+        for scorer in self.raised:
+            missing = 1 - scorer(image.clamp(0, 1)).mean()
+            losses[f"quality {scorer.name}"] = self.choice.scorer_weight * missing
+        return losses
+
+    def _codes(self, logits: Tensor, latent: Tensor, gt: Tensor, quality: Tensor) -> dict[str, Tensor]:
+        assert self.autoencoder is not None
+        with torch.no_grad():
+            indices = self.autoencoder.indices(gt)
+            good = (quality > self.autoencoder.hq_threshold).to(latent.dtype)
+            target = self.restorer.quantize.look_up(indices[:, 0])
+            if self.restorer.quantize_aesthetic is not None:
+                weight = self.restorer.hq_weight * good[:, None, None, None]
+                target = self.restorer.fusion(target, self.restorer.quantize_aesthetic.look_up(indices[:, 1]), weight)
+        losses = {"feature": self.choice.feature * F.mse_loss(latent, target)}
+        # In logits, as published, HQ+ is the first book; among the indices the common one is.
+        for name, book, place in (("common", self.restorer.books - 1, 0), ("hq", 0, 1))[: self.restorer.books]:
+            wrong = F.cross_entropy(logits[..., book].transpose(1, 2), indices[:, place].flatten(1), reduction="none")
+            each = wrong.mean(1) * (good if name == "hq" else 1)
+            losses[f"index_{name}"] = self.choice.index * each.mean()
+        return losses
+
+    def networks(self) -> list[nn.Module]:
+        return [self.restorer]
+
+    @torch.no_grad()
+    def predict(self, lq: Tensor) -> Tensor:
+        """At the restorer's default quality; in stage 3 with its fuse blocks."""
+        fidelity = 1.0 if self.autoencoder is None else 0.0
+        return _padded(lq, self.restorer.stride, lambda x: (self.restorer(x * 2 - 1, fidelity=fidelity) + 1) / 2)
+
+    def trained(self) -> nn.Module:
+        return self.restorer
+
+    def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
+        """`NAME.safetensors`, which `load_backbone` reads, and `backbone.json` about it."""
+        return save_backbone(self.body, folder, recipe, metrics)
+
+
+def build_stage(recipe: Recipe, losses: LossSet) -> CodebookObjective:
+    """The objective of a stage, its new weights drawn from the recipe's seed.
+
+    Raises:
+        RefineWrapError: it cannot be built, or what it starts from cannot be loaded or does not fit.
+    """
+    from ..backbone import load_backbone
+    from ..scorers import load_scorer
+
+    choice, condition = recipe.codebook, recipe.quality
+    assert choice is not None and condition is not None  # the recipe has checked it
+    torch.manual_seed(recipe.train.seed)
+    with recipe.at("quality.scorers"):
+        scorers = [load_scorer(source) for source in condition.scorers]
+    with recipe.at("codebook.scorers"):
+        raised = [load_scorer(source) for source in choice.scorers]
+        for scorer in raised:
+            if not scorer.differentiable:
+                raise RefineWrapError(f"{scorer.name} is not differentiable", "a scorer with a gradient")
+    try:
+        if choice.stage == "autoencoder":
+            with recipe.at("codebook.options", "codebook"):
+                return AutoencoderObjective(DualCodebookAutoencoder(**choice.options), losses, choice, scorers)
+        if choice.stage == "codes":
+            with recipe.at("codebook.start", "codebook"):
+                autoencoder = load_autoencoder(str(choice.start))
+            with recipe.at("codebook.options", "codebook"):
+                options = {"quality": condition.default, **choice.options}
+                restorer = CodebookRestorer.of_autoencoder(autoencoder, **options)
+            return CodesObjective(restorer, autoencoder, losses, choice, scorers, raised)
+    except TypeError as error:
+        raise recipe.refuse("codebook.options", f"The network cannot be built: {error}") from None
+    with recipe.at("codebook.start", "codebook"):
+        module = load_backbone(str(choice.start)).module
+        if not isinstance(module, CodebookRestorer):
+            raise RefineWrapError(f"{choice.start} is a {type(module).__name__}", "a CodebookRestorer, of stage codes")
+    return CodesObjective(module, None, losses, choice, scorers, raised)
+
+
+def _padded(image: Tensor, stride: int, network: Any, crop: bool = True) -> Tensor:
+    """For a network that takes multiples of its stride alone."""
+    height, width = image.shape[-2:]
+    found: Tensor = network(F.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate"))
+    return found[..., :height, :width] if crop else found

@@ -1,0 +1,178 @@
+"""Quality as a condition: a head learns what the scores of ground truths mean, and paints what it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..degradation.synthetic import as_float
+from ..quality import Condition, QualityHead
+from ..scorers.cache import Kept, ScoreCache, scorer_key
+from ..wrapper import RefineWrapper
+from .data import ImageData, ImageStore, Sample, as_tensor
+from .losses import LossSet
+from .objectives import ImageObjective, save_wrapper
+from .sources import Item
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..scorers import Scorer
+
+SHOWN_QUALITIES = (0.1, 0.5, 0.9)
+"""What a head is validated at."""
+
+
+class QualityObjective(ImageObjective):
+    """Keep the backbone frozen and train a quality head: asked for a ground truth's own quality, it paints that one.
+
+    A batch has `lq` (B, 3, h, w), `gt` (B, 3, h * scale, w * scale), RGB in [0, 1], and `quality` (B,), the ground
+    truth's. The same low-quality image with ground truths of several qualities is what teaches it the dial.
+
+    Source: paper 2 (arXiv 2603.29773), 3.2 and 3.3, on any backbone.
+    """
+
+    result = "adapter"
+
+    def __init__(self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer]) -> None:
+        super().__init__(losses)
+        assert wrapper.quality_head is not None  # it is what is trained
+        wrapper.freeze()
+        self.wrapper, self.scorers = wrapper, list(scorers)
+        self.trained_on = [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
+        """Scorers that took part, which may not judge the result."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, backbone: Backbone, losses: LossSet) -> QualityObjective:
+        """The untrained head of a recipe around a backbone, its weights drawn from the recipe's seed."""
+        from ..scorers import load_scorer
+
+        choice = recipe.quality
+        assert choice is not None  # the recipe has checked it
+        torch.manual_seed(recipe.train.seed)
+        with recipe.at("quality.head", "quality"):
+            wrapper = RefineWrapper(backbone, refiner=None, quality_head=choice.head or True, quality=choice.default)
+        with recipe.at("quality.scorers"):
+            return cls(wrapper, losses, [load_scorer(source) for source in choice.scorers])
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.wrapper.backbone
+
+    @property
+    def head(self) -> QualityHead:
+        """What is trained."""
+        assert self.wrapper.quality_head is not None
+        return self.wrapper.quality_head
+
+    def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
+        """As any image objective's, and the quality of each ground truth, whose scores are kept in the run's folder."""
+        train, validation = super().data(recipe)
+        add_qualities(recipe, train, self.scorers)
+        return train, validation
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self.compare(self.wrapper(batch["lq"], quality=batch["quality"]), batch["gt"])
+
+    def networks(self) -> list[nn.Module]:
+        return [self.wrapper.backbone.module, self.head]
+
+    @torch.no_grad()
+    def predict(self, lq: Tensor) -> Tensor:
+        """At the adapter's default quality."""
+        output: Tensor = self.wrapper(lq)
+        return output
+
+    @torch.no_grad()
+    def baseline(self, lq: Tensor) -> Tensor | None:
+        output: Tensor = self.wrapper.backbone(lq)
+        return output
+
+    def validate(
+        self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
+    ) -> list[dict[str, Any]]:
+        """PSNR and SSIM at the default quality and of the bare backbone, and what the training scorers say of the dial.
+
+        They are no judges: but a dial that does not move even them has learned nothing.
+        """
+        found = super().validate(recipe, data, device, pictures, limit)
+        count = len(data) if limit is None else min(limit, len(data))
+        self.eval()
+        with torch.no_grad():
+            for scorer in self.scorers:
+                scorer.to(device)
+                for quality in SHOWN_QUALITIES:
+                    outputs = (self.wrapper(data[i]["lq"][None].to(device), quality=quality) for i in range(count))
+                    mean = sum(float(scorer(torch.nan_to_num(output).clamp(0, 1))) for output in outputs) / count
+                    found.append(
+                        {
+                            "name": f"{scorer.name}, quality {quality}",
+                            "value": mean,
+                            "protocol": f"{scorer.name}, which trained it, 0 to 1",
+                            "data": f"{count} images",
+                        }
+                    )
+        self.train()
+        return found
+
+    def trained(self) -> nn.Module:
+        return self.head
+
+    def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
+        """An adapter folder of kind quality, which `RefineWrapper.from_pretrained` reads."""
+        return save_wrapper(self.wrapper, folder / self.result, recipe, metrics, self.trained_on)
+
+
+def add_qualities(recipe: Recipe, data: ImageData, scorers: Sequence[Scorer]) -> None:
+    """Have the samples of a recipe with `quality` hold their ground truth's quality too.
+
+    Raises:
+        RefineWrapError: an image cannot be scored, or all have the same score.
+    """
+    assert recipe.quality is not None  # the recipe has checked it
+    truths = list(dict.fromkeys(row[0] for row in data.store.rows))
+    with recipe.at("quality.scorers"):
+        scores = score_items(data.store, truths, scorers, ScoreCache(recipe.folder))
+        condition = Condition.fit(scores, recipe.quality.normalise)
+    data.also = Qualities(dict(zip(truths, condition(scores).tolist(), strict=True)))
+
+
+class Qualities:
+    """Adds the ground truth's `quality` () to a sample."""
+
+    def __init__(self, known: Mapping[Item, float]) -> None:
+        self.known = known
+
+    def __call__(self, sample: Sample, files: Sequence[Item]) -> Sample:
+        return {"quality": torch.tensor(self.known[files[0]], dtype=torch.float32)}
+
+
+@torch.no_grad()
+def score_items(
+    store: ImageStore, items: Sequence[Item], scorers: Sequence[Scorer], cache: ScoreCache
+) -> list[list[float]]:
+    """For each scorer its scores of all items; each content is scored once, also by a run that is resumed.
+
+    Raises:
+        ImageError: an image cannot be read, or is too small for a scorer.
+    """
+    keys = [scorer_key(scorer.name, scorer.digest()) for scorer in scorers]
+    cache.load(keys)
+    found: list[list[float]] = [[] for _ in scorers]
+    for item in items:
+        pixels = store.get(item)
+        digest = hashlib.sha256(f"{pixels.dtype}{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+        for own, key, scorer in zip(found, keys, scorers, strict=True):
+            kept = cache.get(key, digest)
+            if kept is None or kept.raw is None:
+                raw = float(scorer.raw(as_tensor(as_float(pixels))[None]))
+                kept = Kept(pixels.shape[1], pixels.shape[0], raw)
+                cache.put(key, {digest: kept})
+            assert kept.raw is not None
+            own.append(float(scorer.normalised(torch.tensor(kept.raw))))
+    return found

@@ -1,0 +1,316 @@
+"""The quality dial: scores as a condition, training of a head, and what the command line does with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from refine_wrap import Picture, Recipe, RefineWrapError, RefineWrapper, load_backbone, read_image, write_image
+from refine_wrap.cli.main import app
+from refine_wrap.errors import RecipeError
+from refine_wrap.hub import load_adapter
+from refine_wrap.quality import Condition
+from refine_wrap.quality.condition import Scale
+from refine_wrap.resources import weights_dir
+from refine_wrap.restore import DoNoHarm
+from refine_wrap.scorers import Scorer
+from refine_wrap.training import finetune
+from refine_wrap.training.objectives import build_objective
+from refine_wrap.training.quality import QualityObjective
+
+NAFNET = {"width": 8, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]}
+
+
+# Scores as a condition
+
+
+def test_a_quantile_scale_uses_the_whole_dial() -> None:
+    scores = np.random.default_rng(0).beta(9, 2, 2000).tolist()  # most are good, as in FFHQ
+    found = Scale.fit(scores)(scores)
+    assert found.min() == 0 and found.max() == 1
+    shares, _ = np.histogram(found, 10, (0, 1))
+    assert abs(shares / len(scores) - 0.1).max() < 0.01, "each part of the dial has as many images"
+    assert np.array_equal(np.argsort(found, kind="stable"), np.argsort(scores, kind="stable"))
+    lopsided, _ = np.histogram(Scale.fit(scores, "minmax")(scores), 10, (0, 1))
+    assert lopsided[:3].sum() < 0.02 * len(scores)
+
+
+def test_scales_by_hand() -> None:
+    straight = Scale.fit([2.0, 4.0, 3.0], "minmax")
+    assert straight([2.0, 2.5, 4.0, 9.0, -1.0]).tolist() == [0, 0.25, 1, 1, 0]
+    steps = Scale((0.0, 1.0, 1.0, 1.0, 2.0))
+    assert steps([1.0]).tolist() == [0.5], "the middle of a run of equal scores"
+    assert steps([0.5, 1.5]).tolist() == [0.125, 0.875]
+
+
+def test_several_scorers_count_alike() -> None:
+    good = [0.1, 0.2, 0.3, 0.4, 0.5]
+    other = [value * 100 for value in good]
+    assert Condition.fit([good, other])([good, other]).tolist() == pytest.approx(Condition.fit([good])([good]).tolist())
+    undecided = Condition.fit([[0.0, 1.0, 0.5], [1.0, 0.0, 0.6]], "minmax")([[0.0, 1.0, 0.5], [1.0, 0.0, 0.6]])
+    assert undecided.tolist() == pytest.approx([0, 0, 1])
+    for wrong in ([], [float("nan"), 1.0], [0.5, 0.5]):
+        with pytest.raises(RefineWrapError, match="score"):
+            Condition.fit([wrong])
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy pictures with a sharp and a blurred ground truth each, and a backbone."""
+    folder = tmp_path_factory.mktemp("dial")
+    photo = read_image(weights_dir() / "demo_photo.png").pixels
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        sharp = photo[50 * number : 50 * number + 64, 20:84].astype(np.float32)
+        padded = np.pad(sharp, ((2, 2), (2, 2), (0, 0)), mode="edge")
+        blurred = np.mean([padded[y : y + 64, x : x + 64] for y in range(5) for x in range(5)], 0)
+        noisy = sharp + rng.normal(0, 8, sharp.shape)
+        for name, image in (("sharp", sharp), ("blurred", blurred), ("noisy", noisy)):
+            pixels = np.clip(image.round(), 0, 255).astype(np.uint8)
+            write_image(folder / name / f"{number}.png", Picture(pixels))
+    torch.manual_seed(0)
+    load_backbone("NAFNet", options=NAFNET).save_published(folder / "naf.safetensors")
+    return folder
+
+
+def recipe(place: Path, output: Path, **more: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "version": 1,
+        "name": "tiny",
+        "objective": "quality",
+        "backbone": {"weights": str(place / "naf.safetensors")},
+        "quality": {"head": {"width": 8, "depth": 1}},
+        "data": {
+            "train": {
+                "gt": [str(place / "sharp"), str(place / "blurred")],
+                "lq": [str(place / "noisy"), str(place / "noisy")],
+            },
+            "validation": {"gt": [str(place / "sharp")], "lq": [str(place / "noisy")], "limit": 2, "crop": 64},
+            "crop": 32,
+        },
+        "train": {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "ema": 0.0},
+        "output": str(output),
+    }
+    for key, value in more.items():
+        part = values
+        *sections, last = key.split("__")
+        for section in sections:
+            part = part.setdefault(section, {})
+        part[last] = value
+    return Recipe.from_dict(values)
+
+
+def roughness(image: torch.Tensor) -> float:
+    """Mean difference of neighbours: what a blur takes away."""
+    return float((image[..., 1:] - image[..., :-1]).abs().mean())
+
+
+def test_the_dial_is_learned(place: Path, tmp_path: Path) -> None:
+    """Ground truths that differ in blur alone: a low quality must ask for the blurred one."""
+    network = "shipped:demo_denoiser"
+    steps = {"train__steps": 120, "train__final_learning_rate": 1e-3}
+    folder = finetune(recipe(place, tmp_path / "run", backbone__weights=network, **steps))
+    adapter = load_adapter(folder)
+    assert adapter.kind == "quality" and adapter.config["refiner"] is None
+    assert adapter.scorers[0].startswith("ranker@")
+    assert {metric["name"] for metric in adapter.metrics} >= {"PSNR", "PSNR backbone", "ranker, quality 0.1"}
+    wrapper = RefineWrapper.from_pretrained(folder)
+    assert wrapper.scorers == adapter.scorers
+    lq = read_image(place / "noisy/1.png").tensor()
+    with torch.no_grad():
+        found = [roughness(wrapper(lq, quality=q)) for q in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert max(found[:2]) < found[2] < min(found[3:]) and found[-1] > 1.2 * found[0]
+
+
+def test_samples_carry_their_ground_truths_quality(place: Path, tmp_path: Path) -> None:
+    objective = build_objective(recipe(place, tmp_path))
+    assert isinstance(objective, QualityObjective)
+    data, _ = objective.data(recipe(place, tmp_path))
+    qualities = {sample["name"]: float(sample["quality"]) for sample in (data[i] for i in range(len(data)))}
+    for number in range(4):
+        assert qualities[str(place / f"sharp/{number}.png")] > qualities[str(place / f"blurred/{number}.png")]
+    assert min(qualities.values()) == 0 and max(qualities.values()) == 1
+    assert {n for n, p in objective.named_parameters()} == {
+        f"wrapper.quality_head.{n}" for n, _ in objective.head.named_parameters()
+    }
+
+
+def test_scores_are_kept_beside_the_run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = build_objective(recipe(place, tmp_path))
+    assert isinstance(objective, QualityObjective)
+    calls: list[int] = []
+    monkeypatch.setattr(type(objective.scorers[0]), "raw", lambda self, image: calls.append(1) or image.mean((1, 2, 3)))
+    first = objective.data(recipe(place, tmp_path))[0][0]["quality"]
+    assert len(calls) == 8 and (tmp_path / "scores.jsonl").is_file()
+    assert objective.data(recipe(place, tmp_path))[0][0]["quality"] == first and len(calls) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"quality": None}, "quality is not given"),
+        ({"backbone": None}, "backbone is not given"),
+        ({"trainable": ["refiner"]}, "quality_head"),
+        ({"objective": "restore"}, "quality is given with objective restore"),
+        ({"quality__default": 1.5}, "default"),
+        ({"quality__scorers": []}, "scorers"),
+        ({"quality__hed": {}}, "head"),
+    ],
+)
+def test_recipes_that_cannot_be(place: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        recipe(place, tmp_path, **changes)
+
+
+def test_what_shows_only_when_it_is_built(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(RefineWrapError, match="multiple of 4"):
+        build_objective(recipe(place, tmp_path, quality__head={"width": 3}))
+    with pytest.raises(RefineWrapError, match=r"nothing\.safetensors"):
+        build_objective(recipe(place, tmp_path, quality__scorers=["nothing.safetensors"]))
+    for side in ("sharp", "noisy"):
+        write_image(tmp_path / side / "0.png", read_image(place / side / "0.png"))
+    one = recipe(place, tmp_path, data__train={"gt": [str(tmp_path / "sharp")], "lq": [str(tmp_path / "noisy")]})
+    with pytest.raises(RefineWrapError, match="All 1 images have the score"):
+        build_objective(one).data(one)
+
+
+def test_the_shipped_recipe_is_sound() -> None:
+    shipped = Recipe.load("quality")
+    assert shipped.objective == "quality" and shipped.quality is not None
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def adapter(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head and a refiner that both do something."""
+    wrapper = RefineWrapper(
+        load_backbone(place / "naf.safetensors"),
+        refiner={"preset": "ornet-lite", "width": 4},
+        quality_head={"width": 8, "depth": 1},
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in wrapper.trainable_parameters():
+            parameter.normal_(std=0.2)
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    return wrapper.save_pretrained(folder, scorers=["ranker@0123456789abcdef"])
+
+
+def restore(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["restore", *map(str, arguments)])
+
+
+def test_quality_on_the_command_line(place: Path, adapter: Path, tmp_path: Path) -> None:
+    common = [place / "noisy/0.png", "-a", adapter, "-b", place / "naf.safetensors", "--device", "cpu"]
+    for quality in (0.1, 1.0):
+        result = restore(*common, "-o", tmp_path / f"{quality}.png", "--quality", quality)
+        assert result.exit_code == 0, result.output
+    low, high = (read_image(tmp_path / f"{quality}.png").pixels for quality in (0.1, 1.0))
+    assert not np.array_equal(low, high)
+    wrapper = RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors")
+    expected = wrapper.restore(read_image(place / "noisy/0.png"), quality=0.1)
+    assert np.array_equal(low, expected.pixels)
+    for wrong in (-0.1, 1.5, "nan"):
+        result = restore(*common, "-o", tmp_path / "wrong.png", "--quality", wrong)
+        assert result.exit_code == 2 and "quality is" in result.output and not (tmp_path / "wrong.png").exists()
+    bare = restore(place / "noisy/0.png", "-b", place / "naf.safetensors", "-o", tmp_path / "b.png", "--quality", 0.5)
+    assert bare.exit_code == 2 and "no quality head" in bare.output
+
+
+def test_a_sheet_over_both_dials(place: Path, adapter: Path, tmp_path: Path) -> None:
+    common = [place / "noisy", "-a", adapter, "-b", place / "naf.safetensors", "--device", "cpu", "--sweep"]
+    result = restore(*common, "-o", tmp_path / "sheets")
+    assert result.exit_code == 0, result.output
+    sheet = read_image(tmp_path / "sheets/0.png").pixels
+    cell = 64 + 16 + 4, 64 + 4
+    assert sheet.shape == (cell[0] * 7, cell[1] * 4, 3), "the backbone's row and one a quality, a column a strength"
+    wrapper = RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors")
+    photo = read_image(place / "noisy/0.png")
+    shown = sheet[cell[0] * 3 + 16 :][:64, cell[1] * 2 :][:, :64]
+    assert np.array_equal(shown, wrapper.restore(photo, quality=0.5, strength=0.6).pixels)
+    with wrapper.disabled():
+        assert np.array_equal(sheet[16:][:64, :64], wrapper.restore(photo).pixels)
+    assert restore(*common, "-o", tmp_path / "x", "--quality", 0.5).exit_code == 2
+    naked = restore(place / "noisy/0.png", "-b", place / "naf.safetensors", "-o", tmp_path / "n.png", "--sweep")
+    assert naked.exit_code == 0 and read_image(tmp_path / "n.png").width == cell[1] * 4, (
+        "its new refiner has a strength"
+    )
+
+
+class Brightness(Scorer):
+    """Prefers what is brighter, or with `low` what is darker on a scale whose lower end is better."""
+
+    name, worst, best, differentiable = "brightness", 0.0, 1.0, True
+
+    def __init__(self, low: bool = False) -> None:
+        super().__init__()
+        if low:
+            self.worst, self.best = 1.0, 0.0
+
+    def raw(self, image: torch.Tensor) -> torch.Tensor:
+        return self.checked(image).mean((1, 2, 3))
+
+
+class Shifted(torch.nn.Module):
+    """A refiner that adds its shift."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, image: torch.Tensor, strength: Any, quality: Any) -> torch.Tensor:
+        return image + self.by
+
+
+@pytest.mark.parametrize("by", [0.1, -0.1])
+@pytest.mark.parametrize("low", [False, True])
+def test_what_is_worse_is_not_kept(by: float, low: bool) -> None:
+    wrapper = RefineWrapper(torch.nn.Identity(), refiner=Shifted(by))
+    guard = DoNoHarm(Brightness(low))
+    image = torch.full((2, 3, 8, 8), 0.5)
+    harm = (by < 0) != low
+    expected = image if harm else image + by
+    torch.testing.assert_close(wrapper.restore(image, guard=guard), expected)
+    assert (guard.seen, guard.kept) == (2, 2 * harm)
+    picture = Picture(np.full((8, 8, 3), 100, np.uint8))
+    assert np.array_equal(wrapper.restore(picture, guard=guard).pixels, picture.pixels) == harm
+
+
+def test_the_guard_on_the_command_line(place: Path, adapter: Path, tmp_path: Path) -> None:
+    common = [place / "noisy", "-a", adapter, "-b", place / "naf.safetensors", "--device", "cpu"]
+    result = restore(*common, "-o", tmp_path / "out", "--do-no-harm", "shipped:gauge")
+    assert result.exit_code == 0, result.output
+    wrapper = RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors")
+    judge = DoNoHarm("shipped:gauge").judge
+    kept = 0
+    for number in range(4):
+        photo = read_image(place / f"noisy/{number}.png")
+        ours = wrapper.restore(photo)
+        with wrapper.disabled():
+            bare = wrapper.restore(photo)
+        worse = float(judge(ours.tensor())) < float(judge(bare.tensor()))
+        kept += worse
+        assert np.array_equal(read_image(tmp_path / f"out/{number}.png").pixels, (bare if worse else ours).pixels)
+    assert f"{kept} of 4 kept as the backbone made them, by gauge" in result.output
+    result = restore(*common, "-o", tmp_path / "no", "--do-no-harm", "shipped:ranker")
+    assert result.exit_code == 2 and "ranker cannot judge this adapter" in result.output
+    assert not (tmp_path / "no").exists()
+
+
+def test_info_tells_the_tap_and_the_cost(place: Path, adapter: Path) -> None:
+    arguments = ["info", str(adapter), "-b", str(place / "naf.safetensors"), "--json", "--size", "32", "--no-measure"]
+    result = CliRunner().invoke(app, arguments)
+    about = json.loads(result.stdout)
+    assert about["kind"] == "adapter (quality)" and about["backbone"]["tap"]
+    assert about["wrapped: macs"]["quality_head"] > 0
