@@ -131,6 +131,20 @@ def test_the_dial_is_learned(place: Path, tmp_path: Path) -> None:
     assert max(found[:2]) < found[2] < min(found[3:]) and found[-1] > 1.2 * found[0]
 
 
+def test_a_refiner_learns_the_dial_too(place: Path, tmp_path: Path) -> None:
+    small = {"preset": "ornet-lite", "options": {"width": 16}}
+    steps = {"train__steps": 220, "train__final_learning_rate": 1e-3}
+    parts = {"trainable": ["refiner"], "refiner": small, "backbone__weights": "shipped:demo_denoiser"}
+    folder = finetune(recipe(place, tmp_path / "run", **parts, **steps))
+    assert load_adapter(folder).kind == "refiner"
+    wrapper = RefineWrapper.from_pretrained(folder)
+    assert wrapper.quality_head is None and wrapper.knows_quality
+    lq = read_image(place / "noisy/1.png").tensor()
+    with torch.no_grad():
+        found = [roughness(wrapper(lq, quality=q)) for q in (0.0, 0.5, 1.0)]
+    assert found == sorted(found) and found[-1] > 1.03 * found[0]
+
+
 def test_samples_carry_their_ground_truths_quality(place: Path, tmp_path: Path) -> None:
     objective = build_objective(recipe(place, tmp_path))
     assert isinstance(objective, QualityObjective)
@@ -140,7 +154,7 @@ def test_samples_carry_their_ground_truths_quality(place: Path, tmp_path: Path) 
         assert qualities[str(place / f"sharp/{number}.png")] > qualities[str(place / f"blurred/{number}.png")]
     assert min(qualities.values()) == 0 and max(qualities.values()) == 1
     assert {n for n, p in objective.named_parameters()} == {
-        f"wrapper.quality_head.{n}" for n, _ in objective.head.named_parameters()
+        f"wrapper.quality_head.{n}" for n, _ in objective.part.named_parameters()
     }
 
 
@@ -159,7 +173,7 @@ def test_scores_are_kept_beside_the_run(place: Path, tmp_path: Path, monkeypatch
     [
         ({"quality": None}, "quality is not given"),
         ({"backbone": None}, "backbone is not given"),
-        ({"trainable": ["refiner"]}, "quality_head"),
+        ({"trainable": ["lora"]}, "quality_head"),
         ({"objective": "restore"}, "quality is given with objective restore"),
         ({"quality__default": 1.5}, "default"),
         ({"quality__scorers": []}, "scorers"),

@@ -67,13 +67,14 @@ class Recipe(Section):
     """The codebook networks, for the objective codebook."""
     trainable: list[Literal["backbone", "lora", "refiner", "quality_head", "codebook", "scorer", "masks"]] | None = None
     """What is trained. restore: [backbone], all of it, or [lora], small matrices beside its layers. refine: [refiner].
-    quality: [quality_head]. codebook: [codebook]. score: [scorer]. masks: [masks]. null: the first of these."""
+    quality: [quality_head], or [refiner], one that takes the quality in. codebook: [codebook]. score: [scorer].
+    masks: [masks]. null: the first of these."""
     lora: LoraChoice = LoraChoice()
     """The size and place of LoRA, for trainable: [lora]."""
     refiner: RefinerChoice = RefinerChoice()
-    """The refinement net, for the objective refine."""
+    """The refinement net, for the objective refine, and for quality with trainable: [refiner]."""
     strength: StrengthChoice = StrengthChoice()
-    """The refiner's strength, for the objective refine."""
+    """The refiner's strength, for the same."""
     data: DataChoice
     """The images."""
     backbone_cache: CacheChoice = CacheChoice()
@@ -202,7 +203,7 @@ class Recipe(Section):
 _TRAINABLE = {
     "restore": (["backbone"], ["lora"]),
     "refine": (["refiner"],),
-    "quality": (["quality_head"],),
+    "quality": (["quality_head"], ["refiner"]),
     "codebook": (["codebook"],),
     "score": (["scorer"],),
     "masks": (["masks"],),

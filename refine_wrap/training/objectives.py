@@ -363,7 +363,7 @@ def build_objective(recipe: Recipe) -> Objective:
             return RestoreObjective(backbone, losses, recipe.lora.model_dump())
         except RefineWrapError as error:
             raise recipe.refuse("lora.targets", error.came, error.expected, error.next_step) from None
-    wrapper = _wrap(recipe, backbone)
+    wrapper = RefineWrapper(backbone, refiner=refiner_options(recipe), strength=recipe.strength.default)
     if recipe.supervision is None:
         return RefineObjective(wrapper, losses)
     from .supervised import EnhancedObjective
@@ -372,14 +372,15 @@ def build_objective(recipe: Recipe) -> Objective:
         return EnhancedObjective(wrapper, losses, recipe.supervision)
 
 
-def _wrap(recipe: Recipe, backbone: Backbone) -> RefineWrapper:
+def refiner_options(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of the ORNet that a recipe names."""
     from ..refiner import PRESETS
 
     choice = recipe.refiner
     options = {**(PRESETS[choice.preset] if choice.preset else {}), **choice.options}
     if choice.train_size is not None:
         options["train_size"] = choice.train_size
-    return RefineWrapper(backbone, refiner=options, strength=recipe.strength.default)
+    return options
 
 
 def without_places(value: Any) -> Any:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..degradation.synthetic import as_float
-from ..quality import Condition, QualityHead
+from ..quality import Condition
 from ..scorers.cache import Kept, ScoreCache, scorer_key
 from ..wrapper import RefineWrapper
 from .data import ImageData, ImageStore, Sample, as_tensor
 from .losses import LossSet
-from .objectives import ImageObjective, save_wrapper
+from .objectives import ImageObjective, refiner_options, save_wrapper
 from .sources import Item
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ SHOWN_QUALITIES = (0.1, 0.5, 0.9)
 class QualityObjective(ImageObjective):
     """Keep the backbone frozen and train a quality head: asked for a ground truth's own quality, it paints that one.
 
-    A batch has `lq` (B, 3, h, w), `gt` (B, 3, h * scale, w * scale), RGB in [0, 1], and `quality` (B,), the ground
-    truth's. The same low-quality image with ground truths of several qualities is what teaches it the dial.
+    Or a refiner that knows quality, for networks without features to steer. A batch has `lq` (B, 3, h, w) and `gt`
+    (B, 3, h * scale, w * scale), RGB in [0, 1], and `quality` (B,), the ground truth's. The same low-quality image with
+    ground truths of several qualities is what teaches the dial.
 
     Source: paper 2 (arXiv 2603.29773), 3.2 and 3.3, on any backbone.
     """
@@ -41,7 +42,6 @@ class QualityObjective(ImageObjective):
 
     def __init__(self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer]) -> None:
         super().__init__(losses)
-        assert wrapper.quality_head is not None  # it is what is trained
         wrapper.freeze()
         self.wrapper, self.scorers = wrapper, list(scorers)
         self.trained_on = [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
@@ -49,14 +49,19 @@ class QualityObjective(ImageObjective):
 
     @classmethod
     def of(cls, recipe: Recipe, backbone: Backbone, losses: LossSet) -> QualityObjective:
-        """The untrained head of a recipe around a backbone, its weights drawn from the recipe's seed."""
+        """The untrained head, or refiner, of a recipe around a backbone, its weights drawn from the recipe's seed."""
         from ..scorers import load_scorer
 
         choice = recipe.quality
         assert choice is not None  # the recipe has checked it
         torch.manual_seed(recipe.train.seed)
-        with recipe.at("quality.head", "quality"):
-            wrapper = RefineWrapper(backbone, refiner=None, quality_head=choice.head or True, quality=choice.default)
+        if recipe.trainable == ["refiner"]:
+            refiner = {**refiner_options(recipe), "quality": True}
+            wrapper = RefineWrapper(backbone, refiner=refiner, strength=recipe.strength.default, quality=choice.default)
+        else:
+            with recipe.at("quality.head", "quality"):
+                head = choice.head or True
+                wrapper = RefineWrapper(backbone, refiner=None, quality_head=head, quality=choice.default)
         with recipe.at("quality.scorers"):
             return cls(wrapper, losses, [load_scorer(source) for source in choice.scorers])
 
@@ -65,10 +70,11 @@ class QualityObjective(ImageObjective):
         return self.wrapper.backbone
 
     @property
-    def head(self) -> QualityHead:
-        """What is trained."""
-        assert self.wrapper.quality_head is not None
-        return self.wrapper.quality_head
+    def part(self) -> nn.Module:
+        """What is trained: the head, or the refiner."""
+        found = self.wrapper.quality_head or self.wrapper.refiner
+        assert found is not None
+        return found
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         """As any image objective's, and the quality of each ground truth, whose scores are kept in the run's folder."""
@@ -77,10 +83,10 @@ class QualityObjective(ImageObjective):
         return train, validation
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        return self.compare(self.wrapper(batch["lq"], quality=batch["quality"]), batch["gt"])
+        return self.compare(self.wrapper(batch["lq"], batch["strength"], batch["quality"]), batch["gt"])
 
     def networks(self) -> list[nn.Module]:
-        return [self.wrapper.backbone.module, self.head]
+        return [self.wrapper.backbone.module, self.part]
 
     @torch.no_grad()
     def predict(self, lq: Tensor) -> Tensor:
@@ -121,7 +127,7 @@ class QualityObjective(ImageObjective):
         return found
 
     def trained(self) -> nn.Module:
-        return self.head
+        return self.part
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
         """An adapter folder of kind quality, which `RefineWrapper.from_pretrained` reads."""
