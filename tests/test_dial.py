@@ -197,9 +197,17 @@ def test_what_shows_only_when_it_is_built(place: Path, tmp_path: Path) -> None:
         build_objective(one).data(one)
 
 
-def test_the_shipped_recipe_is_sound() -> None:
-    shipped = Recipe.load("quality")
-    assert shipped.objective == "quality" and shipped.quality is not None
+def test_the_shipped_recipe_trains_from_the_command_line(place: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"data.train.gt=[{place / 'sharp'}, {place / 'blurred'}]",
+        f"data.train.lq=[{place / 'noisy'}, {place / 'noisy'}]",
+        f"backbone.weights={place / 'naf.safetensors'}",
+        *("quality.head={width: 8, depth: 1}", "data.crop=32", "train.steps=2", "train.batch_size=2"),
+        *("train.device=cpu", f"output={tmp_path / 'run'}"),
+    ]
+    done = CliRunner().invoke(app, ["finetune", "quality", *overrides, "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert load_adapter(done.stdout.splitlines()[-1]).kind == "quality"
 
 
 # The command line

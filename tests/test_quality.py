@@ -14,6 +14,7 @@ import torch
 from conftest import SHARED
 from networks import FAMILIES
 from torch import nn
+from typer.testing import CliRunner
 
 from refine_wrap import (
     Backbone,
@@ -25,6 +26,7 @@ from refine_wrap import (
     read_image,
     write_image,
 )
+from refine_wrap.cli.main import app
 from refine_wrap.errors import CheckpointError, ImageError, RecipeError
 from refine_wrap.hub import load_adapter
 from refine_wrap.quality import CodebookRestorer, DualCodebookAutoencoder, load_autoencoder, restorer_from_published
@@ -593,6 +595,20 @@ def test_starts_that_do_not_fit(place: Path, trained: dict[str, Path], tmp_path:
         build_objective(stage(place, tmp_path, "autoencoder", {"options": {"depth": 3}}))
 
 
-@pytest.mark.parametrize("name", ["codebook", "codes", "codes_fuse"])
-def test_the_shipped_recipes_are_sound(name: str) -> None:
-    assert Recipe.load(name).objective == "codebook"
+def test_the_shipped_recipes_train_one_after_the_other(place: Path, tmp_path: Path) -> None:
+    own = json.dumps({**{key: list(v) if isinstance(v, tuple) else v for key, v in LAYOUT.items()}, "decay": 0.9})
+    stages = {
+        "codebook": [f"codebook.options={own}"],
+        "codes": [f"codebook.options={json.dumps(OWN)}", f"codebook.start={tmp_path / 'codebook/codebook'}"],
+        "codes_fuse": [f"codebook.start={tmp_path / 'codes/backbone/codes.safetensors'}"],
+    }
+    common = [f"data.train.gt={place / 'photos'}", "data.crop=32", "train.steps=2", "train.batch_size=2"]
+    for name, more in stages.items():
+        overrides = [*common, *more, "train.device=cpu", f"output={tmp_path / name}"]
+        done = CliRunner().invoke(app, ["finetune", name, *overrides, "--quiet"])
+        assert done.exit_code == 0, done.output
+    restored = tmp_path / "restored.png"
+    arguments = ["restore", str(place / "photos/0.png"), "-o", str(restored), "--device", "cpu"]
+    done = CliRunner().invoke(app, [*arguments, "-b", str(tmp_path / "codes_fuse/backbone/codes_fuse.safetensors")])
+    assert done.exit_code == 0, done.output
+    assert read_image(restored).pixels.shape == (64, 64, 3)
