@@ -86,12 +86,13 @@ class VectorQuantizer(nn.Module):
         return Quantized(codes.detach().to(latent.dtype) + (latent - latent.detach()), index, loss)
 
     def nearest(self, latent: Tensor) -> Tensor:
-        """Which code is nearest to each position of (B, C, h, w), (B, h, w)."""
-        flat = latent.movedim(1, -1)
-        weight = self.embedding.weight.to(flat.dtype)
-        # What is left of the squared distance without the part that all codes share.
-        distance: Tensor = weight.square().sum(1) - 2 * flat @ weight.T
-        return distance.argmin(-1)
+        """Which code is nearest to each position of (B, C, h, w), as (B, h, w); in float32 or wider, whatever comes."""
+        with torch.autocast(latent.device.type, enabled=False):
+            flat = latent.movedim(1, -1).to(torch.promote_types(latent.dtype, torch.float32))
+            weight = self.embedding.weight.to(flat.dtype)
+            # What is left of the squared distance without the part that all codes share.
+            distance: Tensor = weight.square().sum(1) - 2 * flat @ weight.T
+            return distance.argmin(-1)
 
     def look_up(self, index: Tensor) -> Tensor:
         """The codes of (B, h, w), as (B, C, h, w)."""
@@ -114,7 +115,8 @@ class VectorQuantizer(nn.Module):
         for each in (counts, sums):
             if distributed.is_initialized():
                 distributed.all_reduce(each)
-        if not bool(counts.any()):
+        # Of a batch that is not finite nothing is learned: the trainer skips the step.
+        if not bool(counts.any()) or not bool(sums.isfinite().all()):
             return
         if self.decay is not None:
             self.counts.lerp_(counts.to(self.counts), 1 - self.decay)

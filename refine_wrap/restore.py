@@ -120,7 +120,7 @@ class DoNoHarm:
         images = (each.tensor() if isinstance(each, Picture) else each[None] for each in (result, bare))
         ours, theirs = (float(self.judge.raw(image.to(device))) for image in images)
         low = self.judge.best < self.judge.worst
-        harm = ours > theirs if low else ours < theirs
+        harm = not (ours <= theirs if low else ours >= theirs)  # no number: harm
         self.seen, self.kept = self.seen + 1, self.kept + harm
         return harm
 
@@ -242,6 +242,9 @@ def _networks(
 def trace(wrapper: RefineWrapper) -> LayerTrace:
     """What the layers of the wrapper say of its receptive field, memory and cost; worked out once for each wrapper."""
     if wrapper.layers is None:
+        if wrapper.is_disabled:  # what was added reaches further than the bare backbone
+            with wrapper.disabled(False):
+                return trace(wrapper)
         grid = wrapper.tile_grid
         side = -(-max(64, wrapper.backbone.spec.minimum) // grid) * grid
         wrapper.layers = trace_layers(wrapper, side, side, device=wrapper.backbone.device, dtype=wrapper.backbone.dtype)

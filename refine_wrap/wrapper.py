@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import load_backbone
+from .backbone import check_image, load_backbone
 from .errors import CheckpointError, RefineWrapError
 from .refiner import DEFAULT_PRESET, QUALITY, ORNet, Strength, build_refiner
 
@@ -102,7 +103,7 @@ class RefineWrapper(nn.Module):
             RefineWrapError: quality is asked of a wrapper that does not know it.
         """
         if quality is not None and not self.knows_quality:
-            raise RefineWrapError("quality is given, but this wrapper has no quality head", "quality=None")
+            raise RefineWrapError("quality is given, but nothing here knows it: no quality head", "quality=None")
         if self._disabled:
             return self.restored(lq)
         wanted = self._wanted(lq, quality)
@@ -115,26 +116,38 @@ class RefineWrapper(nn.Module):
     def restored(self, lq: Tensor, quality: Tensor | None = None) -> Tensor:
         """What the backbone makes of (B, 3, H, W): steered by a quality (B,) with a head, or left alone by None."""
         if self.quality_head is None or quality is None:
-            plain: Tensor = self.backbone(lq)
+            plain: Tensor = self.backbone(lq, quality)
             return plain
         self.quality_head.wanted = quality
         try:
-            steered: Tensor = self.backbone(lq)
+            steered: Tensor = self.backbone(lq, quality)
         finally:
             self.quality_head.wanted = None
         return steered
 
     def _wanted(self, lq: Tensor, quality: Quality | None) -> Tensor | None:
-        if not self.knows_quality:
-            return None
+        if quality is None and not self.adds_quality:
+            return None  # a backbone that knows quality has a default of its own
         from .quality.condition import quality_values
 
+        check_image(lq)
         return quality_values(self.quality if quality is None else quality, lq)
 
     @property
-    def knows_quality(self) -> bool:
-        """Whether a quality can be asked for: there is a head, or the refiner takes it in."""
+    def adds_quality(self) -> bool:
+        """Whether what was added knows quality: a head, or a refiner that takes it in."""
         return self.quality_head is not None or bool(getattr(self.refiner, "quality", False))
+
+    @property
+    def knows_quality(self) -> bool:
+        """Whether a quality can be asked for: of what was added, or of the backbone itself."""
+        return self.adds_quality or self.backbone.spec.quality
+
+    def remove_head(self) -> None:
+        """Take the quality head off: the backbone is as it was."""
+        if self.quality_head is not None:
+            self.quality_head.detach(self.backbone)
+            self.quality_head = None
 
     @property
     def _added(self) -> dict[str, nn.Module]:
@@ -142,10 +155,15 @@ class RefineWrapper(nn.Module):
         parts = {"refiner": self.refiner, "quality_head": self.quality_head}
         return {name: part for name, part in parts.items() if part is not None}
 
+    @property
+    def is_disabled(self) -> bool:
+        """Whether this is inside `disabled()`."""
+        return self._disabled
+
     @contextmanager
-    def disabled(self) -> Iterator[RefineWrapper]:
-        """Inside, the wrapper is its backbone: nothing that was added takes part."""
-        before, self._disabled = self._disabled, True
+    def disabled(self, disabled: bool = True) -> Iterator[RefineWrapper]:
+        """Inside, the wrapper is its backbone: nothing that was added takes part. False: it takes part again."""
+        before, self._disabled = self._disabled, disabled
         try:
             yield self
         finally:
@@ -243,12 +261,13 @@ class RefineWrapper(nn.Module):
             )
         if not self._added:
             raise RefineWrapError("Nothing was added to this backbone", "a refiner or a quality head, to save it")
+        about = {"scorers": list(self.scorers), **about}
         added = {f"{part}.{n}": v for part, module in self._added.items() for n, v in module.state_dict().items()}
         config: dict[str, Any] = {"refiner": None if self.refiner is None else self.refiner.config()}
-        if self.knows_quality:
+        if self.adds_quality:
             config["quality"] = self.quality
         if self.quality_head is not None:
-            config["quality_head"] = self.quality_head.config()
+            config |= {"quality_head": self.quality_head.config(), "tap": self.backbone.spec.tap}
         adapter = Adapter(
             kind="refiner" if self.quality_head is None else "quality",
             config=config,
@@ -310,6 +329,8 @@ class RefineWrapper(nn.Module):
         if not isinstance(head if adapter.kind == "quality" else refiner, Mapping):
             part, made = ("quality_head", "QualityHead") if adapter.kind == "quality" else ("refiner", "ORNet")
             raise CheckpointError(f"{folder}: the config has no {part}", f"the options of {made} under config.{part}")
+        if head is not None:  # where it is put follows from the adapter, not from what a probe finds today
+            body.spec = replace(body.spec, tap=adapter.config.get("tap", body.spec.tap))
         wrapper = cls(
             body,
             refiner=refiner,

@@ -450,6 +450,62 @@ def test_a_head_comes_off_and_leaves_nothing() -> None:
     assert not any(module._forward_hooks for module in body.modules())
 
 
+def test_a_head_that_is_put_on_again_steers_once() -> None:
+    first = steered(backbone("NAFNet"))
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = first(x, quality=0.5)
+        again = RefineWrapper(first.backbone, refiner=TINY, quality_head=first.quality_head).eval()
+        assert torch.equal(again(x, quality=0.5), expected)
+        again.remove_head()
+        assert again.quality_head is None and not any(m._forward_hooks for m in again.modules())
+        assert torch.equal(again(x), again.backbone(x))
+        with pytest.raises(RefineWrapError, match="nothing here knows"):
+            again(x, quality=0.5)
+
+
+def test_a_head_comes_back_where_it_was(tmp_path) -> None:
+    """Of a network that nobody declared, the tap that was chosen is part of the adapter."""
+    body = Backbone(Repeated(), {"tap": "first"})
+    wrapper = steered(body)
+    wrapper.save_pretrained(tmp_path / "a", scorers=["x"])
+    plain = Backbone(copy.deepcopy(body.module), {"tap": "last"})
+    again = RefineWrapper.from_pretrained(tmp_path / "a", backbone=plain)
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert again.backbone.spec.tap == "first" and torch.equal(again(x, quality=0.3), wrapper(x, quality=0.3))
+    again.save_pretrained(tmp_path / "b")
+    assert RefineWrapper.from_pretrained(tmp_path / "b", backbone=body).scorers == ["x"], "what trained it stays known"
+
+
+def test_a_compiled_backbone_is_refused() -> None:
+    body = backbone("NAFNet")
+    body.module.compile()
+    with pytest.raises(RefineWrapError, match="compiled already"):
+        RefineWrapper(body, quality_head={"channels": 4})
+
+
+class Guided(nn.Module):
+    """Runs an image twice in one batch, as classifier-free guidance does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x):
+        a, b = self.last(self.first(torch.cat([x, x]))).chunk(2)
+        return a + b
+
+
+def test_maps_in_an_unknown_order_are_refused() -> None:
+    wrapper = steered(Backbone(Guided(), {"tap": "first"}))
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert not torch.equal(wrapper(x[:1], quality=0.1), wrapper(x[:1], quality=0.9))
+        with pytest.raises(RefineWrapError, match="order"):
+            wrapper(x, quality=torch.tensor([0.1, 0.9]))
+
+
 def test_an_error_on_the_way_does_not_leave_the_backbone_steered() -> None:
     wrapper = steered(backbone("NAFNet"))
     with pytest.raises(ImageError):

@@ -134,7 +134,7 @@ def test_the_dial_is_learned(place: Path, tmp_path: Path) -> None:
 def test_a_refiner_learns_the_dial_too(place: Path, tmp_path: Path) -> None:
     small = {"preset": "ornet-lite", "options": {"width": 16}}
     steps = {"train__steps": 220, "train__final_learning_rate": 1e-3}
-    parts = {"trainable": ["refiner"], "refiner": small, "backbone__weights": "shipped:demo_denoiser"}
+    parts = {"trainable": ["refiner"], "quality": {}, "refiner": small, "backbone__weights": "shipped:demo_denoiser"}
     folder = finetune(recipe(place, tmp_path / "run", **parts, **steps))
     assert load_adapter(folder).kind == "refiner"
     wrapper = RefineWrapper.from_pretrained(folder)
@@ -158,13 +158,14 @@ def test_samples_carry_their_ground_truths_quality(place: Path, tmp_path: Path) 
     }
 
 
-def test_scores_are_kept_beside_the_run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_kept_between_runs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     objective = build_objective(recipe(place, tmp_path))
     assert isinstance(objective, QualityObjective)
     calls: list[int] = []
     monkeypatch.setattr(type(objective.scorers[0]), "raw", lambda self, image: calls.append(1) or image.mean((1, 2, 3)))
     first = objective.data(recipe(place, tmp_path))[0][0]["quality"]
-    assert len(calls) == 8 and (tmp_path / "scores.jsonl").is_file()
+    assert len(calls) == 8 and not (tmp_path / "run").exists()
     assert objective.data(recipe(place, tmp_path))[0][0]["quality"] == first and len(calls) == 8
 
 
@@ -270,6 +271,22 @@ def test_a_sheet_over_both_dials(place: Path, adapter: Path, tmp_path: Path) -> 
     )
 
 
+def test_an_image_that_cannot_be_read_has_no_quality(place: Path, tmp_path: Path) -> None:
+    for side in ("sharp", "blurred", "noisy"):
+        for number in range(4):
+            write_image(tmp_path / side / f"{number}.png", read_image(place / side / f"{number}.png"))
+    damaged = tmp_path / "sharp/2.png"
+    damaged.write_bytes(damaged.read_bytes()[:-3000])  # its header is sound
+    run = recipe(
+        place,
+        tmp_path / "run",
+        data__cache=0,
+        data__train={"gt": [str(tmp_path / "sharp"), str(tmp_path / "blurred")], "lq": [str(tmp_path / "noisy")] * 2},
+    )
+    with pytest.warns(RuntimeWarning, match="left out"):
+        finetune(run)
+
+
 class Brightness(Scorer):
     """Prefers what is brighter, or with `low` what is darker on a scale whose lower end is better."""
 
@@ -305,6 +322,9 @@ def test_what_is_worse_is_not_kept(by: float, low: bool) -> None:
     expected = image if harm else image + by
     torch.testing.assert_close(wrapper.restore(image, guard=guard), expected)
     assert (guard.seen, guard.kept) == (2, 2 * harm)
+    guard.judge.raw = lambda image: torch.full((len(image),), float("nan"))
+    assert torch.equal(wrapper.restore(image, guard=guard), image), "a judge that knows nothing vouches for nothing"
+    guard.judge = Brightness(low)
     picture = Picture(np.full((8, 8, 3), 100, np.uint8))
     assert np.array_equal(wrapper.restore(picture, guard=guard).pixels, picture.pixels) == harm
 
@@ -328,6 +348,20 @@ def test_the_guard_on_the_command_line(place: Path, adapter: Path, tmp_path: Pat
     result = restore(*common, "-o", tmp_path / "no", "--do-no-harm", "shipped:ranker")
     assert result.exit_code == 2 and "ranker cannot judge this adapter" in result.output
     assert not (tmp_path / "no").exists()
+
+
+def test_a_sheet_leaves_the_tiles_as_they_are(place: Path, adapter: Path, tmp_path: Path) -> None:
+    """It restores with the bare backbone first, whose receptive field is smaller."""
+    from refine_wrap.report.sweep import sweep_sheet
+    from refine_wrap.restore import trace
+
+    fresh, swept = (RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors") for _ in range(2))
+    sweep_sheet(swept, place / "noisy/0.png", tmp_path / "sheet.png", qualities=[0.5], strengths=[0.5])
+    assert (
+        trace(swept).receptive_radius
+        == trace(fresh).receptive_radius
+        > trace(RefineWrapper(fresh.backbone, refiner=None)).receptive_radius
+    )
 
 
 def test_info_tells_the_tap_and_the_cost(place: Path, adapter: Path) -> None:

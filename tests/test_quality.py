@@ -294,6 +294,18 @@ def test_new_adaln_layers_are_the_identity() -> None:
         assert torch.equal(network.predict(image, 0.1)[0].flatten(2), network.idx_pred_layer(tokens).transpose(0, 1))
 
 
+def test_low_qualities_have_no_hq_codes(autoencoder: DualCodebookAutoencoder) -> None:
+    """As in the autoencoder; published restorers add them always."""
+    autoencoder.hq_threshold = 0.5
+    options = {key: RESTORER[key] for key in ("dim", "heads", "layers", "mlp", "connect")}
+    restorer = CodebookRestorer.of_autoencoder(autoencoder, **options, conditioning=None).eval()
+    image = (torch.rand(1, 3, 16, 16) * 2 - 1).repeat(2, 1, 1, 1)
+    with torch.no_grad():
+        low, high = restorer(image, torch.tensor([0.5, 0.51]))
+        restorer.quantize_aesthetic.embedding.weight.zero_()
+        assert torch.equal(restorer(image, 0.5)[0], low) and not torch.equal(restorer(image, 0.51)[0], high)
+
+
 def test_fuse_blocks_take_part_only_when_asked(restorer: CodebookRestorer) -> None:
     image = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
@@ -319,7 +331,7 @@ def test_stage_1_is_taken_over(autoencoder: DualCodebookAutoencoder) -> None:
         if name.split(".")[-1] not in ("counts", "sums", "idle"):
             assert torch.equal(own[name], value)
     assert restorer.quantize.embedding.weight.requires_grad
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RefineWrapError, match="which the autoencoder has"):
         CodebookRestorer.of_autoencoder(autoencoder, **{**options, "nf": 64})
 
 
@@ -333,6 +345,8 @@ def test_a_restorer_is_a_backbone(restorer: CodebookRestorer, tmp_path: Path) ->
     wrapper = RefineWrapper(again, refiner={"preset": "ornet-lite", "width": 4})
     with torch.no_grad():
         assert torch.equal(wrapper(image), expected) and expected.shape == image.shape
+        assert wrapper.knows_quality and not torch.equal(wrapper(image, quality=0.1), expected)
+        assert torch.equal(wrapper(image, quality=restorer.quality), expected)
     wrapper.save_pretrained(tmp_path / "adapter")
     loaded = RefineWrapper.from_pretrained(tmp_path / "adapter", backbone=tmp_path / "restorer.safetensors")
     with torch.no_grad():
@@ -392,6 +406,7 @@ def test_averaged_codes_come_to_the_means_of_what_chose_them() -> None:
     with torch.no_grad():
         book.train()(far)  # validation and frozen passes must not teach it
     book(far, learn=torch.tensor([False]))
+    book(torch.full((1, 2, 4, 4), float("nan")))  # a step that the trainer skips
     assert torch.equal(book.embedding.weight, before)
 
 
@@ -437,6 +452,32 @@ def test_the_silhouette_is_that_of_its_definition() -> None:
             outside = sum(float((point - q).norm()) for q in other) / len(other)
             found.append((outside - inside) / max(outside, inside))
     assert silhouette(a, b) == pytest.approx(sum(found) / len(found), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (DualCodebookAutoencoder, {"nf": 20}),
+        (DualCodebookAutoencoder, {"hq_threshold": 7.0}),
+        (DualCodebookAutoencoder, {"fusion": "product"}),
+        (CodebookRestorer, {"hq_weight": float("nan")}),
+        (CodebookRestorer, {"dim": 30, "heads": 8}),
+        (CodebookRestorer, {"hq_codebook_size": 8}),
+        (CodebookRestorer, {"conditioning": "adain"}),
+        (CodebookRestorer, {"quality": 1.5}),
+    ],
+)
+def test_networks_that_cannot_be(network: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(RefineWrapError):
+        network(**{**(RESTORER if network is CodebookRestorer else LAYOUT), **options})
+
+
+def test_indices_are_those_of_float32(autoencoder: DualCodebookAutoencoder) -> None:
+    book = autoencoder.quantize
+    latent = torch.randn(4, 8, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(book.nearest(latent), book(latent).index)
+        assert torch.equal(book.nearest(latent), book.nearest(latent.double()))
 
 
 @pytest.mark.parametrize("arguments", [(0, 4), (4, 0), (4, 4, 0.25, 1.0), (4, 4, 0.25, None, 0)])
@@ -524,8 +565,10 @@ def test_the_stages_hand_on_what_they_made(trained: dict[str, Path]) -> None:
     names = {metric["name"] for metric in adapter.metrics}
     assert {"PSNR", "common perplexity", "HQ+ codes used", "separation"} <= names
     assert "load_autoencoder" in (trained["autoencoder"] / "README.md").read_text()
-    about = json.loads((trained["codes"].parent / "backbone.json").read_text())
-    assert about["recipe"]["codebook"]["scorers"] == ["shipped:gauge"]
+    assert (second.fidelity, third.fidelity) == (0.0, 1.0), "what the last stage was trained at"
+    for name in ("codes", "fuse"):
+        scorers = json.loads((trained[name].parent / "backbone.json").read_text())["scorers"]
+        assert {entry.split("@")[0] for entry in scorers} == {"ranker", "gauge"}
 
 
 def test_the_autoencoder_learns_and_its_codes_are_used(trained: dict[str, Path]) -> None:
@@ -577,6 +620,8 @@ def test_hq_codes_are_learned_of_good_ground_truths_alone(
         ("codes", {"start": "x", "scorers": ["shipped:gauge"], "codes": "hard"}, "straight, gumbel or soft"),
         ("codes", {"start": "x", "temperature": 0}, "temperature"),
         ("autoencoder", {"optoins": {}}, "options"),
+        ("autoencoder", {"scorers": ["shipped:gauge"]}, "stage codes"),
+        ("fuse", {"start": "x", "options": {"dim": 8}}, "the restorer has its own"),
     ],
 )
 def test_stages_that_cannot_be(place: Path, tmp_path: Path, kind: str, codebook: dict[str, Any], says: str) -> None:
@@ -591,6 +636,10 @@ def test_starts_that_do_not_fit(place: Path, trained: dict[str, Path], tmp_path:
         build_objective(stage(place, tmp_path, "fuse", {"start": "shipped:demo_denoiser"}))
     with pytest.raises(CheckpointError, match="of kind codebook"):
         build_objective(stage(place, tmp_path, "codes", {"start": "shipped:masks"}))
+    uneven = stage(place, tmp_path, "autoencoder", {"options": NEW}).to_dict()
+    uneven["data"]["crop"] = 30
+    with pytest.raises(RecipeError, match="multiple of the stride, 4"):
+        build_objective(Recipe.from_dict(uneven))
     with pytest.raises(RecipeError, match="cannot be built"):
         build_objective(stage(place, tmp_path, "autoencoder", {"options": {"depth": 3}}))
 

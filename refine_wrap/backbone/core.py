@@ -79,7 +79,8 @@ class Backbone(nn.Module):
                 f"{type(module).__name__} has no submodule {self.spec.tap!r} to tap", "a name from named_modules()"
             )
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, quality: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, H * scale, W * scale); a quality (B,) is for one that takes it (`spec.quality`)."""
         spec = self.spec
         check_image(image)
         x = image.clone()  # some networks work on their input in place, such as RCAN
@@ -105,7 +106,10 @@ class Backbone(nn.Module):
         x = _pad(x, *spec.padded(height, width))
         # Networks that make float32 masks or means on the way (SwinIR) run in half weights only with autocast's help.
         with torch.autocast(x.device.type, dtype) if x.dtype in HALF else nullcontext():
-            y = self.module(x) if self.call is None else self.call(self.module, x)
+            if spec.quality and quality is not None:
+                y = self.module(x, quality.to(x.dtype))
+            else:
+                y = self.module(x) if self.call is None else self.call(self.module, x)
         expected = (x.shape[0], x.shape[1], x.shape[2] * spec.scale, x.shape[3] * spec.scale)
         if not isinstance(y, Tensor) or tuple(y.shape) != expected:
             got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__

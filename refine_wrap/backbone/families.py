@@ -275,6 +275,7 @@ def _codebook_restorer(m: Network) -> Spec:
         multiple_of=m.stride,
         minimum=2 * m.stride,  # group norm needs two values
         value_range=(-1.0, 1.0),
+        quality=m.conditioning is not None,
         tap=f"generator.blocks.{len(m.generator.blocks) - 3}",
         # What comes before the choice of codes has no gradient from the image, but for the statistics that AdaIN takes.
         lora=(r"(encoder|generator)\.blocks\.\d+(\.(conv\d?|conv_out|q|k|v|proj_out))?",),

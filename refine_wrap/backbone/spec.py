@@ -33,6 +33,8 @@ class Spec:
     """exact: a tile whose halo covers the receptive field equals the whole. approximate: windows, global statistics."""
     tap: str | None = None
     """Name of the submodule whose output, (B, C, h, w), a quality head reads and steers."""
+    quality: bool = False
+    """Whether the network itself takes the wanted quality, (B,) in [0, 1], as its second argument."""
     square: bool = False
     """Whether the input must be square."""
     lora: tuple[str, ...] = (".*",)

@@ -12,7 +12,7 @@ from functools import reduce
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ImageError
+from ..errors import ImageError, RefineWrapError
 
 GROUPS = 32
 
@@ -93,6 +93,12 @@ class Layout:
     """`img_size`, also where it was not given."""
 
     def __post_init__(self) -> None:
+        odd = [self.nf * times for times in self.ch_mult if self.nf * times % GROUPS]
+        if odd or not self.ch_mult or self.nf < 1 or self.res_blocks < 1:
+            raise RefineWrapError(
+                f"A layout of nf={self.nf}, ch_mult={tuple(self.ch_mult)}, res_blocks={self.res_blocks}",
+                f"levels whose channels are multiples of {GROUPS}, and at least one block each",
+            )
         stride = 2 ** (len(self.ch_mult) - 1)
         object.__setattr__(self, "stride", stride)
         object.__setattr__(self, "side", self.img_size or min(self.attn_resolutions, default=16) * stride)
@@ -184,6 +190,17 @@ def adapt_statistics(latent: Tensor, style: Tensor) -> Tensor:
 
     (mean, deviation), (wanted_mean, wanted) = statistics(latent), statistics(style)
     return (latent - mean) / deviation * wanted + wanted_mean
+
+
+def check_share(**values: float | None) -> None:
+    """Refuse what is not in [0, 1]; None is let through.
+
+    Raises:
+        RefineWrapError: with the name and the value.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 <= value <= 1:
+            raise RefineWrapError(f"{name} is {value}", "a number in [0, 1]")
 
 
 def check_size(image: Tensor, stride: int, what: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import RefineWrapError
 from ..quantize import Quantized, VectorQuantizer
-from .autoencoder import Encoder, Generator, Layout, check_size
+from .autoencoder import Encoder, Generator, Layout, check_share, check_size
 from .condition import Quality, quality_values
 
 Fusion = Literal["add", "attention"]
@@ -100,6 +100,7 @@ class DualCodebookAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size)
+        check_share(hq_threshold=hq_threshold, hq_weight=hq_weight)
         self.hq_threshold, self.hq_weight = hq_threshold, hq_weight
         self.fusion_kind: Fusion = fusion
         self.encoder, self.generator = Encoder(self.layout), Generator(self.layout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -127,6 +127,8 @@ class QualityHead(nn.Module):
         self.blocks = nn.ModuleList(block(width, width) for _ in range(depth))
         self.outro = nn.Conv2d(width, channels, 1)
         self.gate = Modulation(width, channels, 1)
+        self.image_by_image = False
+        """Whether the backbone runs each channel of an image by itself, one after the other."""
         self.wanted: Tensor | None = None
         """(B,), while a backbone runs that is to be steered; None leaves it alone."""
 
@@ -161,8 +163,21 @@ class QualityHead(nn.Module):
         """Steer the backbone's tapped features from now on, whenever `wanted` is set; the handle takes it off again.
 
         The hook is a method of this module, so that a copy of a backbone with its head is steered by the copied head.
+        A head that is on already is put on anew.
+
+        Raises:
+            RefineWrapError: there is no tap, or the backbone is compiled: its graph would not know of the head.
         """
+        compiled = ("_compiled_call_impl", "_orig_mod")
+        if any(getattr(module, name, None) is not None for module in backbone.modules() for name in compiled):
+            raise RefineWrapError("The backbone is compiled already", "a head first, then torch.compile")
+        self.detach(backbone)
+        self.image_by_image = backbone.spec.channels == 1
         return tapped(backbone).register_forward_hook(self._steer)
+
+    def detach(self, backbone: Backbone) -> None:
+        """Take this head off a backbone."""
+        take_off(backbone, lambda head: head is self)
 
     def _steer(self, module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         if self.wanted is None:
@@ -173,13 +188,12 @@ class QualityHead(nn.Module):
                 f"The tapped {type(module).__name__} gives {got}", f"features (B, {self.channels}, h, w), for this head"
             )
         times, rest = divmod(len(output), len(self.wanted))
-        if rest:
+        if rest or (times > 1 and not self.image_by_image and len(self.wanted) > 1):
             raise RefineWrapError(
                 f"The tapped {type(module).__name__} gives {len(output)} maps for {len(self.wanted)} images",
-                "as many for each image",
-                "tap another module: Backbone(network, spec={'tap': name})",
+                "one for each image: in which order more of them come is not known",
+                "restore one image at a time, or tap another module: Backbone(network, spec={'tap': name})",
             )
-        # A grey network runs each channel of an image by itself, one after the other.
         steered: Tensor = output + self(output, self.wanted.repeat_interleave(times))
         return steered
 
@@ -190,6 +204,15 @@ def normed(x: Tensor) -> tuple[Tensor, Tensor]:
     centred = wide - wide.mean(1, keepdim=True)
     deviation = (centred.square().mean(1, keepdim=True) + EPS).sqrt()
     return (centred / deviation).to(x.dtype), deviation.to(x.dtype)
+
+
+def take_off(backbone: Backbone, which: Callable[[QualityHead], bool] = lambda head: True) -> None:
+    """Take heads off a backbone, all unless told which: nothing of them is left in it."""
+    for module in backbone.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, QualityHead) and which(owner):
+                del module._forward_hooks[key]
 
 
 def tapped(backbone: Backbone) -> nn.Module:
@@ -204,7 +227,11 @@ def tapped(backbone: Backbone) -> nn.Module:
             "a tap: the name of a submodule whose output is (B, C, h, w)",
             "Backbone(network, spec={'tap': name}), or a refiner that knows quality: refiner={'quality': True}",
         )
-    return dict(backbone.module.named_modules())[backbone.spec.tap]
+    found = dict(backbone.module.named_modules()).get(backbone.spec.tap)
+    if found is None:
+        came = f"{type(backbone.module).__name__} has no submodule {backbone.spec.tap!r} to steer"
+        raise RefineWrapError(came, "the network that the head was made for")
+    return found
 
 
 @torch.no_grad()
@@ -238,7 +265,8 @@ def build_head(head: bool | Mapping[str, Any] | nn.Module, backbone: Backbone) -
     if isinstance(head, nn.Module):
         raise RefineWrapError(f"quality_head is a {type(head).__name__}", "True, options of QualityHead, or one")
     options = dict(head) if isinstance(head, Mapping) else {}
+    channels = options.pop("channels", None) or tap_channels(backbone)
     try:
-        return QualityHead(**{"channels": options.pop("channels", None) or tap_channels(backbone), **options})
+        return QualityHead(channels=channels, **options)
     except TypeError as error:
         raise RefineWrapError(f"QualityHead cannot be built: {error}", "the arguments that it documents") from None

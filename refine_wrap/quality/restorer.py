@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, RefineWrapError
 from ..quantize import VectorQuantizer, choose
-from .autoencoder import Encoder, Generator, Layout, ResBlock, adapt_statistics, check_size
+from .autoencoder import Encoder, Generator, Layout, ResBlock, adapt_statistics, check_share, check_size
 from .codebook import CodebookFusion, DualCodebookAutoencoder, Fusion, layout_config
 from .condition import Quality, quality_values
 
@@ -105,6 +104,7 @@ class CodebookRestorer(nn.Module):
         nf, ch_mult, res_blocks, attn_resolutions, emb_dim, img_size: as in `Layout`.
         codebook_size, hq_codebook_size, hq_weight, fusion: as in `DualCodebookAutoencoder`; two codebooks must have as
             many codes each, since the published head predicts them interleaved.
+        hq_threshold: HQ+ takes part for qualities above it, as it did in the autoencoder. None: always, as published.
         dim, heads, layers, mlp: of the transformer.
         connect: sides of the levels that have a fuse block.
         conditioning: how the quality comes in: `add`ed to the latent (as released), by `adaln` in each layer, or None.
@@ -126,6 +126,7 @@ class CodebookRestorer(nn.Module):
         hq_codebook_size: int = 1024,
         emb_dim: int = 256,
         hq_weight: float = 0.8,
+        hq_threshold: float | None = None,
         fusion: Fusion = "add",
         img_size: int | None = None,
         dim: int = 512,
@@ -141,6 +142,8 @@ class CodebookRestorer(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size)
+        if dim % heads:
+            raise RefineWrapError(f"CodebookRestorer got dim={dim}, heads={heads}", "dim a multiple of heads")
         if hq_codebook_size not in (0, codebook_size):
             raise RefineWrapError(
                 f"The codebooks have {codebook_size} and {hq_codebook_size} codes",
@@ -152,7 +155,9 @@ class CodebookRestorer(nn.Module):
                 f"fidelity={fidelity}",
                 "add, adaln or None, at least one bin, quality and fidelity in [0, 1]",
             )
-        self.hq_weight, self.conditioning, self.bins = hq_weight, conditioning, bins
+        check_share(hq_weight=hq_weight, hq_threshold=hq_threshold)
+        self.hq_weight, self.hq_threshold = hq_weight, hq_threshold
+        self.conditioning, self.bins = conditioning, bins
         self.quality, self.fidelity, self.adain = quality, fidelity, adain
         self._own = {"dim": dim, "heads": heads, "layers": layers, "mlp": mlp, "connect": list(connect)}
         self.fusion_kind: Fusion = fusion
@@ -192,6 +197,7 @@ class CodebookRestorer(nn.Module):
             "codebook_size": self.quantize.codes,
             "hq_codebook_size": self.quantize_aesthetic.codes if self.quantize_aesthetic else 0,
             "hq_weight": self.hq_weight,
+            "hq_threshold": self.hq_threshold,
             "fusion": self.fusion_kind,
             **self._own,
             "conditioning": self.conditioning,
@@ -230,7 +236,7 @@ class CodebookRestorer(nn.Module):
         if not 0 <= fidelity <= 1:
             raise RefineWrapError(f"fidelity is {fidelity}", "a number in [0, 1]")
         logits, latent, levels = self.predict(image, quality)
-        found = self.take(logits, codes, temperature, latent.shape[-2:])
+        found = self.take(logits, self.hq_share(image, quality), latent.shape[-2:], codes, temperature)
         if codes == "hard":  # as published: what is asked of the image reaches the encoder, and nothing between
             found = found.detach() + (latent - latent.detach())
         if self.adain:
@@ -257,22 +263,31 @@ class CodebookRestorer(nn.Module):
         logits = self.idx_pred_layer(tokens).transpose(0, 1)
         return logits.reshape(*logits.shape[:2], self.quantize.codes, self.books), latent, levels
 
-    def take(self, logits: Tensor, codes: Codes, temperature: float, size: Sequence[int]) -> Tensor:
-        """The latent (B, emb_dim, h, w) that logits (B, h * w, codes, books) choose."""
-        # Published: HQ+ first, common last.
-        order = [self.quantize] if self.quantize_aesthetic is None else [self.quantize_aesthetic, self.quantize]
-        height, width = size
+    def hq_share(self, image: Tensor, quality: Quality | None) -> Tensor:
+        """The weight of HQ+ for each image, (B, 1, 1, 1)."""
+        values = quality_values(self.quality if quality is None else quality, image)
+        good = torch.ones_like(values) if self.hq_threshold is None else (values > self.hq_threshold).to(values.dtype)
+        return (self.hq_weight * good)[:, None, None, None]
+
+    def own_logits(self, logits: Tensor) -> list[Tensor]:
+        """Those of the common codebook and of HQ+, (B, h * w, codes) each; published logits have HQ+ first."""
+        return list(logits.unbind(-1))[::-1]
+
+    def take(
+        self, logits: Tensor, share: Tensor, size: Sequence[int], codes: Codes = "hard", temperature: float = 1.0
+    ) -> Tensor:
+        """The latent (B, emb_dim, h, w) that logits (B, h * w, codes, books) choose, HQ+ with its share."""
+        books = (self.quantize, self.quantize_aesthetic)
         found = []
-        for book, quantizer in enumerate(order):
-            own = logits[..., book].reshape(len(logits), height, width, -1)
+        for own, book in zip(self.own_logits(logits), books, strict=False):
+            assert book is not None  # there are as many logits as codebooks
+            placed = own.reshape(len(own), *size, -1)
             if codes == "hard":
-                found.append(quantizer.look_up(own.argmax(-1)))
+                found.append(book.look_up(placed.argmax(-1)))
             else:
-                noise, hard = codes == "gumbel", codes != "soft"
-                found.append(quantizer.expected(choose(own.float(), temperature, noise, hard)))
-        if len(found) == 1:
-            return found[0]
-        return self.fusion(found[1], found[0], found[0].new_full((1, 1, 1, 1), self.hq_weight))
+                weights = choose(placed.float(), temperature, noise=codes == "gumbel", hard=codes != "soft")
+                found.append(book.expected(weights))
+        return found[0] if len(found) == 1 else self.fusion(found[0], found[1], share.to(found[0].dtype))
 
     def generate(self, latent: Tensor, levels: Mapping[int, Tensor], fidelity: float) -> Tensor:
         """The image of a latent, with the encoder's levels at the weight `fidelity`."""
@@ -309,16 +324,15 @@ class CodebookRestorer(nn.Module):
             options: the arguments that the autoencoder does not have.
         """
         own = autoencoder.config()
-        shared = {key: own[key] for key in own if key not in ("hq_threshold", "decay", "restart_after")}
+        shared = {key: own[key] for key in own if key not in ("decay", "restart_after")}
+        both = sorted(set(shared) & set(options) - {"hq_weight", "hq_threshold"})
+        if both:
+            raise RefineWrapError(f"options have {', '.join(both)}, which the autoencoder has", "the others alone")
         made = cls(**{**shared, **options})
         state = {
             name: value for name, value in autoencoder.state_dict().items() if name.split(".")[-1] not in _BOOKKEEPING
         }
-        missing, unexpected = made.load_state_dict(state, strict=False)
-        wanted = ("position_emb", "feat_emb", "ft_layers", "idx_pred_layer", "score_embed", "fuse_convs_dict")
-        wrong = [*unexpected, *(name for name in missing if not name.startswith(wanted))]
-        if wrong:
-            raise RefineWrapError(f"The autoencoder does not fit: {', '.join(wrong[:3])}", "the same sizes in both")
+        made.load_state_dict({**made.state_dict(), **state})
         return made
 
 
@@ -364,7 +378,7 @@ def restorer_from_published(path: str | Path, **options: Any) -> CodebookRestore
         bins, values = state["score_embed.weight"].shape
         found |= {"bins": bins, "conditioning": "add" if values == width * positions else "adaln"}
     try:
-        restorer = partial(CodebookRestorer, **{**found, **options})()
+        restorer = CodebookRestorer(**{**found, **options})
     except TypeError as error:
         raise RefineWrapError(
             f"CodebookRestorer cannot be built: {error}", "the arguments that CodebookRestorer documents"

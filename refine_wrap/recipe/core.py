@@ -126,14 +126,19 @@ class Recipe(Section):
                     "data.variants, the number of variants of each sample to keep",
                     "set data.variants=8, for example",
                 )
-        if self.objective in ("restore", "refine", "quality") or (
-            self.codebook is not None and self.codebook.stage != "codes"
-        ):
+        only_codes = self.codebook is not None and self.codebook.stage == "codes" and not self.losses.weights()
+        if self.objective not in ("score", "masks") and not only_codes:
             _check_losses("losses", self.losses.weights(), self.data.crop)
         if self.supervision is not None:
             _check_supervision(self, self.supervision)
         if self.codebook is not None:
             _check_codebook(self, self.codebook)
+        if (
+            self.quality is not None
+            and self.quality.head
+            and (self.objective != "quality" or self.trainable not in (None, ["quality_head"]))
+        ):
+            raise cross("quality.head", "quality.head is given, and no head is trained", "trainable: [quality_head]")
         return self
 
     @classmethod
@@ -274,6 +279,10 @@ def _check_codebook(recipe: Recipe, choice: CodebookChoice) -> None:
         raise cross("data", "the stage autoencoder looks at ground truths alone", "neither lq nor data.degradation")
     if not alone:
         _check_folders(recipe.data)
+    if choice.options and choice.stage == "fuse":
+        raise cross("codebook.options", "codebook.options are given with stage fuse", "none: the restorer has its own")
+    if choice.scorers and choice.stage != "codes":
+        raise cross("codebook.scorers", f"codebook.scorers are given with stage {choice.stage}", "stage codes")
     if choice.scorers and choice.codes == "hard":
         raise cross(
             "codebook.codes",

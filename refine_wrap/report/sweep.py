@@ -54,7 +54,7 @@ def sweep_sheet(
     """
     rows: Sequence[float | None] = qualities if wrapper.knows_quality else [None]
     columns: Sequence[float | None] = strengths if wrapper.refiner is not None else [None]
-    if len(rows) == len(columns) == 1:
+    if not wrapper.knows_quality and wrapper.refiner is None:
         raise RefineWrapError("This wrapper has neither a quality head nor a refiner", "one with a dial to sweep")
     whole = image if isinstance(image, Picture) else read_image(image)
     top, left = (max(length - side, 0) // 2 for length in (whole.height, whole.width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,8 @@ class CodesObjective(CodebookObjective):
         image = (made.output + 1) / 2
         losses |= self.compare(image, gt)
         for scorer in self.raised:
-            missing = 1 - scorer(image.clamp(0, 1)).mean()
+            # A scorer refuses what is no number; the other losses are none then, and the step is skipped.
+            missing = 1 - scorer(torch.nan_to_num(image).clamp(0, 1)).mean()
             losses[f"quality {scorer.name}"] = self.choice.scorer_weight * missing
         return losses
 
@@ -191,10 +193,9 @@ class CodesObjective(CodebookObjective):
                 weight = self.restorer.hq_weight * good[:, None, None, None]
                 target = self.restorer.fusion(target, self.restorer.quantize_aesthetic.look_up(indices[:, 1]), weight)
         losses = {"feature": self.choice.feature * F.mse_loss(latent, target)}
-        # In logits, as published, HQ+ is the first book; among the indices the common one is.
-        for name, book, place in (("common", self.restorer.books - 1, 0), ("hq", 0, 1))[: self.restorer.books]:
-            wrong = F.cross_entropy(logits[..., book].transpose(1, 2), indices[:, place].flatten(1), reduction="none")
-            each = wrong.mean(1) * (good if name == "hq" else 1)
+        for place, own in enumerate(self.restorer.own_logits(logits)):
+            wrong = F.cross_entropy(own.transpose(1, 2), indices[:, place].flatten(1), reduction="none").mean(1)
+            name, each = ("hq", wrong * good) if place else ("common", wrong)
             losses[f"index_{name}"] = self.choice.index * each.mean()
         return losses
 
@@ -203,16 +204,16 @@ class CodesObjective(CodebookObjective):
 
     @torch.no_grad()
     def predict(self, lq: Tensor) -> Tensor:
-        """At the restorer's default quality; in stage 3 with its fuse blocks."""
-        fidelity = 1.0 if self.autoencoder is None else 0.0
-        return _padded(lq, self.restorer.stride, lambda x: (self.restorer(x * 2 - 1, fidelity=fidelity) + 1) / 2)
+        """At the restorer's own quality and fidelity."""
+        output: Tensor = self.body(lq)
+        return output
 
     def trained(self) -> nn.Module:
         return self.restorer
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
         """`NAME.safetensors`, which `load_backbone` reads, and `backbone.json` about it."""
-        return save_backbone(self.body, folder, recipe, metrics)
+        return save_backbone(self.body, folder, recipe, metrics, self.trained_on)
 
 
 def build_stage(recipe: Recipe, losses: LossSet) -> CodebookObjective:
@@ -221,12 +222,20 @@ def build_stage(recipe: Recipe, losses: LossSet) -> CodebookObjective:
     Raises:
         RefineWrapError: it cannot be built, or what it starts from cannot be loaded or does not fit.
     """
+    torch.manual_seed(recipe.train.seed)
+    made = _stage(recipe, losses)
+    stride = made.network.stride if isinstance(made, AutoencoderObjective) else made.restorer.stride
+    if recipe.data.crop % stride:
+        raise recipe.refuse("data.crop", f"data.crop is {recipe.data.crop}", f"a multiple of the stride, {stride}")
+    return made
+
+
+def _stage(recipe: Recipe, losses: LossSet) -> AutoencoderObjective | CodesObjective:
     from ..backbone import load_backbone
     from ..scorers import load_scorer
 
     choice, condition = recipe.codebook, recipe.quality
     assert choice is not None and condition is not None  # the recipe has checked it
-    torch.manual_seed(recipe.train.seed)
     with recipe.at("quality.scorers"):
         scorers = [load_scorer(source) for source in condition.scorers]
     with recipe.at("codebook.scorers"):
@@ -251,7 +260,12 @@ def build_stage(recipe: Recipe, losses: LossSet) -> CodebookObjective:
         module = load_backbone(str(choice.start)).module
         if not isinstance(module, CodebookRestorer):
             raise RefineWrapError(f"{choice.start} is a {type(module).__name__}", "a CodebookRestorer, of stage codes")
-    return CodesObjective(module, None, losses, choice, scorers, raised)
+    module.quality, module.fidelity = condition.default, 1.0
+    made = CodesObjective(module, None, losses, choice, scorers, [])
+    about = Path(str(choice.start)).with_name("backbone.json")
+    if about.is_file():  # what trained the stage before, trained this one
+        made.trained_on += json.loads(about.read_text(encoding="utf-8")).get("scorers", [])
+    return made
 
 
 def _padded(image: Tensor, stride: int, network: Any, crop: bool = True) -> Tensor:

@@ -128,7 +128,7 @@ def absorb(
         "alpha": alpha,
         "layers": layers,
         "strength": teacher.strength,
-        "quality": quality,
+        "quality": teacher.quality,
         "crop": samples.crop,
         "images": len(samples.store.rows),
         "batch_size": batch_size,
@@ -235,7 +235,8 @@ class _Teacher:
     """A wrapper at one strength and quality."""
 
     def __init__(self, wrapper: RefineWrapper, strength: float | None, quality: float | None) -> None:
-        self.wrapper, self.quality = wrapper, quality
+        self.wrapper = wrapper
+        self.quality = wrapper.quality if quality is None and wrapper.adds_quality else quality
         self.strength = wrapper.strength if strength is None else strength
 
     @torch.no_grad()

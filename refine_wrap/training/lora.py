@@ -141,7 +141,10 @@ def merged(backbone: Backbone) -> Backbone:
 
     Its output differs from that of the backbone with LoRA by rounding alone.
     """
+    from ..quality.head import take_off
+
     plain = copy.deepcopy(backbone)
+    take_off(plain)
     for name, layer in _lora_layers(plain.module).items():
         layer.merge()
         parent, _, leaf = name.rpartition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -392,7 +392,9 @@ def without_places(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
+def save_backbone(
+    backbone: Backbone, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]], scorers: Sequence[str] = ()
+) -> Path:
     """A trained backbone as `folder/backbone/NAME.safetensors` and `backbone.json`.
 
     Raises:
@@ -413,6 +415,7 @@ def save_backbone(backbone: Backbone, folder: Path, recipe: Recipe, metrics: lis
         "structure": backbone.structure_hash(),
         "weights": backbone.weights_hash(),
         "recipe": without_places(recipe.to_dict()),
+        "scorers": list(scorers),
         "metrics": metrics,
         "data": [source.model_dump(exclude_none=True) for source in recipe.data.sources],
         "licence": recipe.licence,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..degradation.synthetic import as_float
+from ..errors import ImageError
 from ..quality import Condition
 from ..scorers.cache import Kept, ScoreCache, scorer_key
 from ..wrapper import RefineWrapper
@@ -77,7 +78,7 @@ class QualityObjective(ImageObjective):
         return found
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
-        """As any image objective's, and the quality of each ground truth, whose scores are kept in the run's folder."""
+        """As any image objective's, and the quality of each ground truth."""
         train, validation = super().data(recipe)
         add_qualities(recipe, train, self.scorers)
         return train, validation
@@ -130,7 +131,7 @@ class QualityObjective(ImageObjective):
         return self.part
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
-        """An adapter folder of kind quality, which `RefineWrapper.from_pretrained` reads."""
+        """An adapter folder, which `RefineWrapper.from_pretrained` reads."""
         return save_wrapper(self.wrapper, folder / self.result, recipe, metrics, self.trained_on)
 
 
@@ -143,9 +144,10 @@ def add_qualities(recipe: Recipe, data: ImageData, scorers: Sequence[Scorer]) ->
     assert recipe.quality is not None  # the recipe has checked it
     truths = list(dict.fromkeys(row[0] for row in data.store.rows))
     with recipe.at("quality.scorers"):
-        scores = score_items(data.store, truths, scorers, ScoreCache(recipe.folder))
+        found = score_items(data.store, truths, scorers, ScoreCache.default())
+        scores = list(map(list, zip(*found.values(), strict=True)))
         condition = Condition.fit(scores, recipe.quality.normalise)
-    data.also = Qualities(dict(zip(truths, condition(scores).tolist(), strict=True)))
+    data.also = Qualities(dict(zip(found, condition(scores).tolist(), strict=True)))
 
 
 class Qualities:
@@ -161,24 +163,30 @@ class Qualities:
 @torch.no_grad()
 def score_items(
     store: ImageStore, items: Sequence[Item], scorers: Sequence[Scorer], cache: ScoreCache
-) -> list[list[float]]:
-    """For each scorer its scores of all items; each content is scored once, also by a run that is resumed.
+) -> dict[Item, list[float]]:
+    """By each scorer the score of every image, higher is better; each content is scored once, also by other runs.
+
+    An image that cannot be read is left out: training leaves it out too.
 
     Raises:
-        ImageError: an image cannot be read, or is too small for a scorer.
+        ImageError: an image is too small for a scorer.
     """
     keys = [scorer_key(scorer.name, scorer.digest()) for scorer in scorers]
     cache.load(keys)
-    found: list[list[float]] = [[] for _ in scorers]
+    found: dict[Item, list[float]] = {}
     for item in items:
-        pixels = store.get(item)
+        try:
+            pixels = store.get(item)
+        except ImageError:
+            continue
         digest = hashlib.sha256(f"{pixels.dtype}{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-        for own, key, scorer in zip(found, keys, scorers, strict=True):
+        found[item] = []
+        for key, scorer in zip(keys, scorers, strict=True):
             kept = cache.get(key, digest)
             if kept is None or kept.raw is None:
                 raw = float(scorer.raw(as_tensor(as_float(pixels))[None]))
                 kept = Kept(pixels.shape[1], pixels.shape[0], raw)
                 cache.put(key, {digest: kept})
             assert kept.raw is not None
-            own.append(float(scorer.normalised(torch.tensor(kept.raw))))
+            found[item].append(float(scorer.normalised(torch.tensor(kept.raw))))
     return found
