@@ -114,13 +114,16 @@ class RefineWrapper(nn.Module):
         return refined
 
     def restored(self, lq: Tensor, quality: Tensor | None = None) -> Tensor:
-        """What the backbone makes of (B, 3, H, W): steered by a quality (B,) with a head, or left alone by None."""
+        """What the backbone makes of (B, 3, H, W): steered by a quality (B,) with a head, or left alone by None.
+
+        A backbone that knows quality itself is asked for it where nothing that was added is.
+        """
         if self.quality_head is None or quality is None:
-            plain: Tensor = self.backbone(lq, quality)
+            plain: Tensor = self.backbone(lq, None if self.adds_quality else quality)
             return plain
         self.quality_head.wanted = quality
         try:
-            steered: Tensor = self.backbone(lq, quality)
+            steered: Tensor = self.backbone(lq)
         finally:
             self.quality_head.wanted = None
         return steered
