@@ -600,6 +600,21 @@ def test_each_loss_of_the_codes_reaches_what_it_is_for(place: Path, trained: dic
     assert "ft_layers" not in reached["published"] and "encoder" in reached["published"]
 
 
+def test_codes_are_learned_without_looking_at_images(place: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    """As published; the other stages need a loss."""
+    values = stage(place, tmp_path, "codes", {"options": OWN, "start": str(trained["autoencoder"]), "codes": "hard"})
+    given = values.to_dict() | {"losses": {"l1": 0}}
+    objective = build_objective(Recipe.from_dict(given))
+    gt = torch.rand(2, 3, 32, 32)
+    losses = objective({"lq": gt, "gt": gt, "quality": torch.ones(2)})
+    assert set(losses) == {"feature", "index_common", "index_hq"}
+    sum(losses.values()).backward()
+    reached = {n.split(".")[1] for n, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {"encoder", "ft_layers", "idx_pred_layer", "score_embed"} <= reached
+    with pytest.raises(RecipeError, match="loss"):
+        Recipe.from_dict(stage(place, tmp_path, "autoencoder", {}).to_dict() | {"losses": {"l1": 0}})
+
+
 def test_hq_codes_are_learned_of_good_ground_truths_alone(
     place: Path, trained: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -99,16 +99,17 @@ class LossSet(nn.Module):
 
     Args:
         choice: the recipe's `losses`.
+        needed: whether there must be one.
 
     Raises:
-        RefineWrapError: no loss has a weight above 0, or a loss needs a package that is not there.
+        RefineWrapError: one is needed and none has a weight above 0, or a loss needs a package that is not there.
         CheckpointError: weights of a feature net are missing or are not its.
     """
 
-    def __init__(self, choice: LossChoice) -> None:
+    def __init__(self, choice: LossChoice, needed: bool = True) -> None:
         super().__init__()
         self.weights = {name: weight for name, weight in choice.weights().items() if name != "gan"}
-        if not self.weights:
+        if needed and not self.weights:
             raise RefineWrapError("No loss has a weight above 0", "some of " + ", ".join((*LOSSES, *FEATURE_LOSSES)))
         self.nets = nn.ModuleDict(
             {name: build(getattr(choice, name)) for name, build in FEATURE_LOSSES.items() if name in self.weights}

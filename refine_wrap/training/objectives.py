@@ -338,7 +338,8 @@ def build_objective(recipe: Recipe) -> Objective:
 
         return MasksObjective.of(recipe)
     with recipe.at("losses"):
-        losses = LossSet(recipe.losses)
+        # Codes can be learned without comparing images.
+        losses = LossSet(recipe.losses, needed=recipe.objective != "codebook")
     if recipe.objective == "codebook":
         from .codebook import build_stage
 
