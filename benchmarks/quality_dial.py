@@ -28,7 +28,9 @@ from refine_wrap.folder import list_images
 from refine_wrap.recipe import load_degradation
 from refine_wrap.scorers import load_scorer
 
-CROP, SHOWN = 256, 4
+CROP = 256
+SHOWN, MIDDLE = 4, slice(64, 192)
+"""Photos in the picture, and what of each."""
 QUALITIES = tuple(step / 10 for step in range(1, 11))
 PICTURED = (0.1, 0.5, 0.9, 1.0)
 JUDGES = ("shipped:ranker", "shipped:gauge")
@@ -74,7 +76,8 @@ def main() -> None:
                 }
             )
             if len(pictures) < SHOWN:
-                pictures.append([low, shown["backbone"], *(shown[f"quality {quality}"] for quality in PICTURED)])
+                row = [low, shown["backbone"], *(shown[f"quality {quality}"] for quality in PICTURED)]
+                pictures.append([image[..., MIDDLE, MIDDLE] for image in row])
             print(path.name, {name: round(row["PSNR"], 2) for name, row in rows[-1].items()}, flush=True)
     write_pictures(options.name, pictures)
     means = {name: {key: mean(row[name][key] for row in rows) for key in rows[0][name]} for name in rows[0]}
@@ -84,6 +87,7 @@ def main() -> None:
         dial[judge.name] = {
             "trained_it": trainer(judge, wrapper.scorers) is not None,
             "spearman": mean(map(spearman, scored)),
+            "spearman_of_means": spearman([means[f"quality {quality}"][judge.name] for quality in QUALITIES]),
             "above_backbone_at_0.9": mean(row["quality 0.9"][judge.name] > row["backbone"][judge.name] for row in rows),
         }
     print(dial)
