@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbone import Backbone
 from ..errors import DataError, ImageError
@@ -52,15 +52,14 @@ class NetworkVariants:
 
     def __init__(self, network: Backbone, factors: tuple[int, ...], tile: int | str | None = "auto") -> None:
         self.tile = tile
-        self.makers = [RefineWrapper(each, refiner=nn.Identity()) for each in variants(network, factors)]
+        self.makers = [RefineWrapper(each, refiner=None) for each in variants(network, factors)]
         # With an exact network the resizing alone is left, which is far within 1/255; else one notice is enough.
         for number, maker in enumerate(self.makers):
             maker.tiles_noticed = number > 0 or network.spec.tiling == "exact"
 
     def of(self, gt: Tensor, name: str) -> Iterator[Tensor]:
         for maker in self.makers:
-            with maker.disabled():
-                yield maker.restore(gt, tile=self.tile)
+            yield maker.restore(gt, tile=self.tile)
 
     def digests(self, name: str) -> list[str]:
         return []
