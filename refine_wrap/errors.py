@@ -55,3 +55,14 @@ class TrainingError(RefineWrapError):
     """A training run cannot go on."""
 
     exit_code = 1
+
+
+def check_share(**values: float | None) -> None:
+    """Refuse what is not in [0, 1]; None is let through.
+
+    Raises:
+        RefineWrapError: with the name and the value.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 <= value <= 1:
+            raise RefineWrapError(f"{name} is {value}", "a number in [0, 1]")

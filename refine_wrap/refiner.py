@@ -220,14 +220,23 @@ def strength_plane(strength: Strength, image: Tensor, name: str = "strength") ->
             f"{name} has shape {tuple(strength.shape)} for an image of {tuple(image.shape)}",
             f"a number, ({batch},) or ({batch}, 1, {height}, {width})",
         )
+    check_dial(plane, name)
+    return plane.to(image).expand(batch, 1, height, width)
+
+
+def check_dial(values: Tensor, name: str) -> None:
+    """Refuse values outside [0, 1], where looking costs nothing.
+
+    Raises:
+        ImageError: with the name and the range.
+    """
     # Reading values back would break a compiled graph and stall a GPU.
     if (
         not torch.compiler.is_compiling()
-        and plane.device.type == "cpu"
-        and not bool(((plane >= 0) & (plane <= 1)).all())
+        and values.device.type == "cpu"
+        and not bool(((values >= 0) & (values <= 1)).all())
     ):
-        raise ImageError(f"{name} goes from {plane.min():.3g} to {plane.max():.3g}", "values in [0, 1]")
-    return plane.to(image).expand(batch, 1, height, width)
+        raise ImageError(f"{name} goes from {values.min():.3g} to {values.max():.3g}", "values in [0, 1]")
 
 
 def build_refiner(refiner: str | Mapping[str, Any] | nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backbone import check_image
-from .errors import ImageError, RefineWrapError
+from .errors import ImageError, RefineWrapError, check_share
 from .images import Picture, bleed_alpha, read_image, resize_alpha, write_image
 from .tiling import LayerTrace, TilePlan, is_out_of_memory, measure_tiling, plan_tiles, run_tiles, trace_layers
 
@@ -217,9 +217,7 @@ def _networks(
     """The wrapper as image -> float32 image in the asked type, and in float32 where that is another."""
     if dtype not in DTYPES:
         raise RefineWrapError(f"dtype is {dtype!r}", "one of " + ", ".join(DTYPES))
-    for name, value in (("strength", strength), ("quality", quality)):
-        if value is not None and not 0 <= value <= 1:
-            raise RefineWrapError(f"{name} is {value}", "a number in [0, 1]")
+    check_share(strength=strength, quality=quality)
     if dtype == "float16" and not wrapper.backbone.spec.half_ok:
         raise RefineWrapError(
             f"float16 is not declared safe for {wrapper.backbone.spec.family}", "float32 or bfloat16 for this backbone"

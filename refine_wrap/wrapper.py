@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import check_image, load_backbone
-from .errors import CheckpointError, RefineWrapError
+from .errors import CheckpointError, RefineWrapError, check_share
 from .refiner import DEFAULT_PRESET, QUALITY, ORNet, Strength, build_refiner
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ class RefineWrapper(nn.Module):
         quality: float = QUALITY,
     ) -> None:
         super().__init__()
-        for name, value in (("strength", strength), ("quality", quality)):
-            if not 0 <= value <= 1:
-                raise RefineWrapError(f"{name} is {value}", "a number in [0, 1]")
+        check_share(strength=strength, quality=quality)
         self.backbone = load_backbone(backbone)
         self.refiner = None if refiner is None else build_refiner(refiner).to(self.backbone.device)
         self.quality_head: QualityHead | None = None

@@ -4,6 +4,7 @@ from ..resources import manifest, verify_file, verify_weights
 from .adapter import FORMAT_VERSION, KINDS, WRAPPED, Adapter
 from .card import model_card
 from .disk import TENSORS, load_adapter, save_adapter
+from .network import load_network
 from .reference import Reference, parse_reference
 from .remote import fetch_file, push_folder, resolve
 
@@ -16,6 +17,7 @@ __all__ = [
     "Reference",
     "fetch_file",
     "load_adapter",
+    "load_network",
     "manifest",
     "model_card",
     "parse_reference",

@@ -113,6 +113,22 @@ class Layout:
         return self.nf * self.ch_mult[self.sizes.index(size)]
 
 
+def level(inside: int, size: int, layout: Layout) -> list[nn.Module]:
+    """The blocks of the level of a side, after what has `inside` channels."""
+    blocks: list[nn.Module] = []
+    for _ in range(layout.res_blocks):
+        blocks.append(ResBlock(inside, layout.channels(size)))
+        inside = layout.channels(size)
+        if size in layout.attn_resolutions:
+            blocks.append(AttnBlock(inside))
+    return blocks
+
+
+def middle(channels: int) -> list[nn.Module]:
+    """The blocks beside the latent."""
+    return [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
+
+
 class Encoder(nn.Module):
     """(B, 3, H, W) in [-1, 1] -> (B, emb_dim, H / stride, W / stride)."""
 
@@ -125,15 +141,10 @@ class Encoder(nn.Module):
         for size in layout.sizes:
             if size != layout.side:
                 blocks.append(Downsample(inside))
-            outside = layout.channels(size)
-            for _ in range(layout.res_blocks):
-                blocks.append(ResBlock(inside, outside))
-                inside = outside
-                if size in layout.attn_resolutions:
-                    blocks.append(AttnBlock(inside))
+            blocks += level(inside, size, layout)
+            inside = layout.channels(size)
             self.ends[size] = len(blocks) - 1
-        blocks += [ResBlock(inside, inside), AttnBlock(inside), ResBlock(inside, inside)]
-        blocks += [norm(inside), nn.Conv2d(inside, layout.emb_dim, 3, padding=1)]
+        blocks += [*middle(inside), norm(inside), nn.Conv2d(inside, layout.emb_dim, 3, padding=1)]
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -157,17 +168,13 @@ class Generator(nn.Module):
         super().__init__()
         inside = layout.channels(layout.sizes[-1])
         blocks: list[nn.Module] = [nn.Conv2d(layout.emb_dim, inside, 3, padding=1)]
-        blocks += [ResBlock(inside, inside), AttnBlock(inside), ResBlock(inside, inside)]
+        blocks += middle(inside)
         self.starts: dict[int, int] = {}
         """The first residual block of each level, by its side."""
         for size in reversed(layout.sizes):
             self.starts[size] = len(blocks)
-            outside = layout.channels(size)
-            for _ in range(layout.res_blocks):
-                blocks.append(ResBlock(inside, outside))
-                inside = outside
-                if size in layout.attn_resolutions:
-                    blocks.append(AttnBlock(inside))
+            blocks += level(inside, size, layout)
+            inside = layout.channels(size)
             if size != layout.side:
                 blocks.append(Upsample(inside))
         self.blocks = nn.ModuleList([*blocks, norm(inside), nn.Conv2d(inside, 3, 3, padding=1)])
@@ -190,17 +197,6 @@ def adapt_statistics(latent: Tensor, style: Tensor) -> Tensor:
 
     (mean, deviation), (wanted_mean, wanted) = statistics(latent), statistics(style)
     return (latent - mean) / deviation * wanted + wanted_mean
-
-
-def check_share(**values: float | None) -> None:
-    """Refuse what is not in [0, 1]; None is let through.
-
-    Raises:
-        RefineWrapError: with the name and the value.
-    """
-    for name, value in values.items():
-        if value is not None and not 0 <= value <= 1:
-            raise RefineWrapError(f"{name} is {value}", "a number in [0, 1]")
 
 
 def check_size(image: Tensor, stride: int, what: str) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import RefineWrapError
+from ..errors import RefineWrapError, check_share
 from ..quantize import Quantized, VectorQuantizer
-from .autoencoder import Encoder, Generator, Layout, check_share, check_size
+from .autoencoder import Encoder, Generator, Layout, check_size
 from .condition import Quality, quality_values
+
+if TYPE_CHECKING:
+    from .restorer import CodebookRestorer
 
 Fusion = Literal["add", "attention"]
 
@@ -117,12 +120,7 @@ class DualCodebookAutoencoder(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         return {
-            **layout_config(self.layout),
-            "codebook_size": self.quantize.codes,
-            "hq_codebook_size": self.quantize_aesthetic.codes if self.quantize_aesthetic else 0,
-            "hq_threshold": self.hq_threshold,
-            "hq_weight": self.hq_weight,
-            "fusion": self.fusion_kind,
+            **shared_config(self),
             "decay": self.quantize.decay,
             "restart_after": self.quantize.restart_after,
         }
@@ -166,8 +164,9 @@ class DualCodebookAutoencoder(nn.Module):
         return image
 
 
-def layout_config(layout: Layout) -> dict[str, Any]:
-    """The arguments of a layout, as JSON."""
+def shared_config(network: DualCodebookAutoencoder | CodebookRestorer) -> dict[str, Any]:
+    """The arguments that autoencoder and restorer share, as JSON."""
+    layout, hq = network.layout, network.quantize_aesthetic
     return {
         "nf": layout.nf,
         "ch_mult": list(layout.ch_mult),
@@ -175,4 +174,9 @@ def layout_config(layout: Layout) -> dict[str, Any]:
         "attn_resolutions": list(layout.attn_resolutions),
         "emb_dim": layout.emb_dim,
         "img_size": layout.img_size,
+        "codebook_size": network.quantize.codes,
+        "hq_codebook_size": hq.codes if hq else 0,
+        "hq_threshold": network.hq_threshold,
+        "hq_weight": network.hq_weight,
+        "fusion": network.fusion_kind,
     }

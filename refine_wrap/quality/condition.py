@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, RefineWrapError
+from ..refiner import check_dial
 
 Quality = float | Tensor
 Normalise = Literal["quantile", "minmax"]
@@ -37,13 +38,7 @@ def quality_values(quality: Quality, image: Tensor, name: str = "quality") -> Te
         return image.new_full((batch,), float(quality))
     if quality.shape not in {(), (1,), (batch,)}:
         raise ImageError(f"{name} has shape {tuple(quality.shape)} for a batch of {batch}", f"a number or ({batch},)")
-    # Reading values back would break a compiled graph and stall a GPU.
-    if (
-        not torch.compiler.is_compiling()
-        and quality.device.type == "cpu"
-        and not bool(((quality >= 0) & (quality <= 1)).all())
-    ):
-        raise ImageError(f"{name} goes from {quality.min():.3g} to {quality.max():.3g}", "values in [0, 1]")
+    check_dial(quality, name)
     return quality.to(image).reshape(-1).expand(batch)
 
 

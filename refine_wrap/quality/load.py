@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from ..backbone.checkpoint import check_keys
-from ..errors import CheckpointError, RefineWrapError
-from ..hub import Adapter, load_adapter, resolve, save_adapter
+from ..hub import Adapter, load_network, save_adapter
 from .codebook import DualCodebookAutoencoder
 
 KIND = "codebook"
@@ -26,20 +24,8 @@ def load_autoencoder(source: str | Path, *, device: str | torch.device = "cpu") 
         CheckpointError: there is none, or it is damaged or something else.
         HubError: it cannot be had from the Hub.
     """
-    adapter = load_adapter(resolve(source))
-    if adapter.kind != KIND:
-        raise CheckpointError(f"{source} is of kind {adapter.kind}", f"an adapter of kind {KIND}")
-    try:
-        network = DualCodebookAutoencoder(**adapter.config)
-    except (TypeError, RefineWrapError) as error:
-        raise CheckpointError(
-            f"{source}: no autoencoder can be built with {adapter.config}: {error}",
-            "its own config, unedited",
-            "if it is newer: pip install --upgrade refine-wrap",
-        ) from None
-    check_keys(network.state_dict(), adapter.tensors, str(source), "its autoencoder")
-    network.load_state_dict(adapter.tensors)
-    return network.eval().to(device)
+    network, _ = load_network(source, KIND, DualCodebookAutoencoder, "autoencoder")
+    return network.to(device)
 
 
 def save_autoencoder(folder: str | Path, network: DualCodebookAutoencoder, **about: Any) -> Path:

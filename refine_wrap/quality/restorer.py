@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, RefineWrapError
+from ..errors import CheckpointError, RefineWrapError, check_share
 from ..quantize import VectorQuantizer, choose
-from .autoencoder import Encoder, Generator, Layout, ResBlock, adapt_statistics, check_share, check_size
-from .codebook import CodebookFusion, DualCodebookAutoencoder, Fusion, layout_config
+from .autoencoder import Encoder, Generator, Layout, ResBlock, adapt_statistics, check_size
+from .codebook import CodebookFusion, DualCodebookAutoencoder, Fusion, shared_config
 from .condition import Quality, quality_values
 
 Conditioning = Literal["add", "adaln"]
@@ -193,12 +193,7 @@ class CodebookRestorer(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         return {
-            **layout_config(self.layout),
-            "codebook_size": self.quantize.codes,
-            "hq_codebook_size": self.quantize_aesthetic.codes if self.quantize_aesthetic else 0,
-            "hq_weight": self.hq_weight,
-            "hq_threshold": self.hq_threshold,
-            "fusion": self.fusion_kind,
+            **shared_config(self),
             **self._own,
             "conditioning": self.conditioning,
             "bins": self.bins,

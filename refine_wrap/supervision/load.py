@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from ..backbone.checkpoint import SUFFIXES, check_keys
+from ..backbone.checkpoint import SUFFIXES
 from ..backbone.load import locate
-from ..errors import CheckpointError, RefineWrapError
-from ..hub import TENSORS, Adapter, load_adapter, resolve, save_adapter
+from ..hub import TENSORS, Adapter, load_network, save_adapter
 from .masks import FrequencyMaskGenerator, mask_generator_from_published
 
 KIND = "masks"
@@ -38,25 +37,12 @@ def load_mask_generator(
     file = Path(text.rpartition("@")[0] or text if text.startswith("hf://") else text)
     if file.suffix.lower() in SUFFIXES and file.name != TENSORS and not file.is_dir():
         return mask_generator_from_published(locate(source)[0]).to(device)
-    folder = resolve(source)
-    adapter = load_adapter(folder)
-    if adapter.kind != KIND:
-        raise CheckpointError(f"{source} is of kind {adapter.kind}", f"an adapter of kind {KIND}")
-    try:
-        generator = FrequencyMaskGenerator(**adapter.config)
-    except (TypeError, RefineWrapError) as error:
-        raise CheckpointError(
-            f"{source}: no mask generator can be built with {adapter.config}: {error}",
-            "its own config, unedited",
-            "if it is newer: pip install --upgrade refine-wrap",
-        ) from None
-    check_keys(generator.state_dict(), adapter.tensors, str(source), "its mask generator")
-    generator.load_state_dict(adapter.tensors)
+    generator, adapter = load_network(source, KIND, FrequencyMaskGenerator, "mask generator")
     generator.scorers = tuple(adapter.scorers)
     factors = ((adapter.recipe or {}).get("supervision") or {}).get("factors") or ()
     if len(factors) == generator.images - 1:
         generator.factors = tuple(factors)
-    return generator.eval().to(device)
+    return generator.to(device)
 
 
 def save_mask_generator(folder: str | Path, generator: FrequencyMaskGenerator, **about: Any) -> Path:

@@ -17,7 +17,7 @@ from ..quality import CodebookRestorer, DualCodebookAutoencoder, load_autoencode
 from ..quantize import silhouette, usage
 from .data import ImageData, training_data, validation_data
 from .losses import LossSet
-from .objectives import ImageObjective, save_backbone
+from .objectives import ImageObjective, card_facts, save_backbone
 from .quality import add_qualities
 
 if TYPE_CHECKING:
@@ -113,11 +113,8 @@ class AutoencoderObjective(CodebookObjective):
         return save_autoencoder(
             folder / self.result,
             self.network,
-            recipe=recipe.to_dict(),
             scorers=self.trained_on,
-            metrics=metrics,
-            data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
-            licence=recipe.licence,
+            **card_facts(recipe, metrics),
         )
 
 

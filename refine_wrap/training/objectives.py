@@ -253,16 +253,16 @@ class RestoreObjective(ImageObjective):
         return saved
 
 
-class RefineObjective(ImageObjective):
-    """Keep the backbone frozen and train the refiner toward the ground truth, at all strengths of the recipe."""
+class WrapperObjective(ImageObjective):
+    """Keep the backbone of a wrapper frozen and train a part that is added to it."""
 
     result = "adapter"
 
-    def __init__(self, wrapper: RefineWrapper, losses: LossSet) -> None:
+    def __init__(self, wrapper: RefineWrapper, losses: LossSet, trained_on: list[str]) -> None:
         super().__init__(losses)
         wrapper.freeze()
         self.wrapper = wrapper
-        self.trained_on: list[str] = []
+        self.trained_on = trained_on
         """Scorers that took part, which may not judge the result."""
 
     @property
@@ -270,27 +270,18 @@ class RefineObjective(ImageObjective):
         return self.wrapper.backbone
 
     @property
-    def refiner(self) -> nn.Module:
-        """What is trained."""
-        assert self.wrapper.refiner is not None
-        return self.wrapper.refiner
-
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        restored = (batch if "restored" in batch else self.frozen(batch["lq"]))["restored"]
-        refined = self.refiner(restored, batch["strength"].to(restored.dtype))
-        return self.compare(refined, batch["gt"])
-
-    @torch.no_grad()
-    def frozen(self, lq: Tensor) -> dict[str, Tensor]:
-        """What the backbone makes of (B, 3, h, w), each with B entries; a batch may hold it in place of `lq`."""
-        return {"restored": self.wrapper.backbone(lq)}
+    def part(self) -> nn.Module:
+        """What is trained: the head, or else the refiner."""
+        found = self.wrapper.quality_head or self.wrapper.refiner
+        assert found is not None
+        return found
 
     def networks(self) -> list[nn.Module]:
-        return [self.wrapper.backbone.module, self.refiner]
+        return [self.wrapper.backbone.module, self.part]
 
     @torch.no_grad()
     def predict(self, lq: Tensor) -> Tensor:
-        """At the adapter's default strength."""
+        """At the adapter's own strength and quality."""
         output: Tensor = self.wrapper(lq)
         return output
 
@@ -300,25 +291,40 @@ class RefineObjective(ImageObjective):
         return output
 
     def trained(self) -> nn.Module:
-        return self.refiner
+        return self.part
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
         """An adapter folder, which `RefineWrapper.from_pretrained` reads."""
-        return save_wrapper(self.wrapper, folder / self.result, recipe, metrics, self.trained_on)
+        return self.wrapper.save_pretrained(
+            folder / self.result, scorers=self.trained_on, **card_facts(recipe, metrics)
+        )
 
 
-def save_wrapper(
-    wrapper: RefineWrapper, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]], scorers: list[str]
-) -> Path:
-    """What was trained beside a backbone, with what its card says of it."""
-    return wrapper.save_pretrained(
-        folder,
-        recipe=recipe.to_dict(),
-        scorers=scorers,
-        metrics=metrics,
-        data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
-        licence=recipe.licence,
-    )
+class RefineObjective(WrapperObjective):
+    """Keep the backbone frozen and train the refiner toward the ground truth, at all strengths of the recipe."""
+
+    def __init__(self, wrapper: RefineWrapper, losses: LossSet) -> None:
+        super().__init__(wrapper, losses, [])
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        restored = (batch if "restored" in batch else self.frozen(batch["lq"]))["restored"]
+        refined = self.part(restored, batch["strength"].to(restored.dtype))
+        return self.compare(refined, batch["gt"])
+
+    @torch.no_grad()
+    def frozen(self, lq: Tensor) -> dict[str, Tensor]:
+        """What the backbone makes of (B, 3, h, w), each with B entries; a batch may hold it in place of `lq`."""
+        return {"restored": self.wrapper.backbone(lq)}
+
+
+def card_facts(recipe: Recipe, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the card of anything that a recipe trains says: arguments of `refine_wrap.hub.Adapter`."""
+    return {
+        "recipe": recipe.to_dict(),
+        "metrics": metrics,
+        "data": [source.model_dump(exclude_none=True) for source in recipe.data.sources],
+        "licence": recipe.licence,
+    }
 
 
 def build_objective(recipe: Recipe) -> Objective:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbone import Backbone
 from ..degradation.synthetic import as_float
@@ -18,7 +18,7 @@ from ..scorers.cache import Kept, ScoreCache, scorer_key
 from ..wrapper import RefineWrapper
 from .data import ImageData, ImageStore, Sample, as_tensor
 from .losses import LossSet
-from .objectives import ImageObjective, refiner_options, save_wrapper
+from .objectives import WrapperObjective, refiner_options
 from .sources import Item
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SHOWN_QUALITIES = (0.1, 0.5, 0.9)
 """What a head is validated at."""
 
 
-class QualityObjective(ImageObjective):
+class QualityObjective(WrapperObjective):
     """Keep the backbone frozen and train a quality head: asked for a ground truth's own quality, it paints that one.
 
     Or a refiner that knows quality, for networks without features to steer. A batch has `lq` (B, 3, h, w) and `gt`
@@ -39,14 +39,9 @@ class QualityObjective(ImageObjective):
     Source: paper 2 (arXiv 2603.29773), 3.2 and 3.3, on any backbone.
     """
 
-    result = "adapter"
-
     def __init__(self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer]) -> None:
-        super().__init__(losses)
-        wrapper.freeze()
-        self.wrapper, self.scorers = wrapper, list(scorers)
-        self.trained_on = [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
-        """Scorers that took part, which may not judge the result."""
+        super().__init__(wrapper, losses, [f"{scorer.name}@{scorer.digest()}" for scorer in scorers])
+        self.scorers = list(scorers)
 
     @classmethod
     def of(cls, recipe: Recipe, backbone: Backbone, losses: LossSet) -> QualityObjective:
@@ -66,17 +61,6 @@ class QualityObjective(ImageObjective):
         with recipe.at("quality.scorers"):
             return cls(wrapper, losses, [load_scorer(source) for source in choice.scorers])
 
-    @property
-    def backbone(self) -> Backbone:
-        return self.wrapper.backbone
-
-    @property
-    def part(self) -> nn.Module:
-        """What is trained: the head, or the refiner."""
-        found = self.wrapper.quality_head or self.wrapper.refiner
-        assert found is not None
-        return found
-
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         """As any image objective's, and the quality of each ground truth."""
         train, validation = super().data(recipe)
@@ -85,20 +69,6 @@ class QualityObjective(ImageObjective):
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return self.compare(self.wrapper(batch["lq"], batch["strength"], batch["quality"]), batch["gt"])
-
-    def networks(self) -> list[nn.Module]:
-        return [self.wrapper.backbone.module, self.part]
-
-    @torch.no_grad()
-    def predict(self, lq: Tensor) -> Tensor:
-        """At the adapter's default quality."""
-        output: Tensor = self.wrapper(lq)
-        return output
-
-    @torch.no_grad()
-    def baseline(self, lq: Tensor) -> Tensor | None:
-        output: Tensor = self.wrapper.backbone(lq)
-        return output
 
     def validate(
         self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
@@ -126,13 +96,6 @@ class QualityObjective(ImageObjective):
                     )
         self.train()
         return found
-
-    def trained(self) -> nn.Module:
-        return self.part
-
-    def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
-        """An adapter folder, which `RefineWrapper.from_pretrained` reads."""
-        return save_wrapper(self.wrapper, folder / self.result, recipe, metrics, self.trained_on)
 
 
 def add_qualities(recipe: Recipe, data: ImageData, scorers: Sequence[Scorer]) -> None:

@@ -21,7 +21,7 @@ from ..degradation.synthetic import as_float, compress, filtered, gaussian_kerne
 from ..scorers.learned import LearnedScorer
 from .data import ImageData, ImageStore, as_tensor, mirrored, rows, validation_rows
 from .frozen import OutputStore
-from .objectives import Objective
+from .objectives import Objective, card_facts
 from .sources import digest
 
 if TYPE_CHECKING:
@@ -346,10 +346,7 @@ class ScoreObjective(Objective):
             config={"scorer": "learned", **self.scorer.config},
             # Half precision suffices for what is convolved with; norms' statistics span too wide a range for it.
             tensors={n: t.half() if t.ndim > 1 else t for n, t in self.scorer.state_dict().items()},
-            recipe=recipe.to_dict(),
-            metrics=metrics,
-            data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
-            licence=recipe.licence,
+            **card_facts(recipe, metrics),
         )
         return save_adapter(folder / self.result, adapter)
 

@@ -17,7 +17,7 @@ from ..wrapper import RefineWrapper
 from .data import ImageData, training_data, validation_data
 from .frozen import OutputStore
 from .losses import LossSet
-from .objectives import Objective, RefineObjective
+from .objectives import Objective, RefineObjective, card_facts
 from .variants import MadeVariants, ReadyVariants
 
 if TYPE_CHECKING:
@@ -198,11 +198,8 @@ class MasksObjective(Objective):
             folder / self.result,
             self.generator,
             strength=recipe.strength.default,
-            recipe=recipe.to_dict(),
             scorers=self.recorded,
-            metrics=metrics,
-            data=[source.model_dump(exclude_none=True) for source in recipe.data.sources],
-            licence=recipe.licence,
+            **card_facts(recipe, metrics),
         )
 
 
@@ -254,7 +251,7 @@ class EnhancedObjective(RefineObjective):
         if self.choice.input != "backbone":
             shown.append(gt.to(shown[0].dtype) if shown else gt)
         times = len(shown)
-        refined = self.refiner(torch.cat(shown), strength.to(gt.dtype).repeat(times))
+        refined = self.part(torch.cat(shown), strength.to(gt.dtype).repeat(times))
         losses = self.compare(refined, target.repeat(times, 1, 1, 1))
         if self.fidelity is not None:
             found = self.fidelity(refined, gt.repeat(times, 1, 1, 1))
