@@ -36,8 +36,8 @@ class VectorQuantizer(nn.Module):
             (VQ-VAE, arXiv 1711.00937, weighs the latent's).
         decay: None: the codebook learns by gradient. A number in (0, 1): each code is the running mean of the latents
             that chose it (arXiv 1711.00937, A.1); the loss then has the latent's term alone. Adds two buffers.
-        restart_after: a code that no latent chose in this many training batches is put onto a latent of the batch.
-            None: never. Adds one buffer.
+        restart_after: a code that no latent chose in this many training batches is put onto a latent of the batch, and
+            so is a new one in its first batch. None: never. Adds one buffer.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("counts", torch.ones(codes))
             self.register_buffer("sums", self.embedding.weight.detach().clone())
         if restart_after is not None:
-            self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
+            # All are idle when new: what the first batch does not choose begins on its latents, not all about zero.
+            self.register_buffer("idle", torch.full((codes,), restart_after, dtype=torch.int64))
 
     counts: Tensor
     sums: Tensor

@@ -1,4 +1,4 @@
-"""Blur, smaller, noise, JPEG: what each does, and that one generator gives one image."""
+"""Light, blur, smaller, noise, JPEG, holes: what each does, and that one generator gives one image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refine_wrap.degradation import Blur, Degradation, Jpeg, Noise, degrade
+from refine_wrap.degradation import Blur, Degradation, Holes, Jpeg, Light, Noise, Water, degrade
+from refine_wrap.degradation.scene import to_linear
 from refine_wrap.degradation.synthetic import (
     Drawn,
     add_noise,
@@ -25,6 +26,11 @@ EVERYTHING = Degradation(
     blur=Blur(sigma=[0.5, 2.0], anisotropic=0.5),
     noise=Noise(kind="poisson-gaussian", sigma=[5, 20], correlation=[0.2, 0.8], channel_spread=0.2),
     jpeg=Jpeg(quality=[30, 90], subsampling="random"),
+    light=Light(backlit=0.5),
+    water=Water(),
+    shrink=[1.0, 3.0],
+    grey=0.5,
+    holes=Holes(),
 )
 
 
@@ -101,11 +107,14 @@ def test_the_margin_of_several_kinds_is_that_of_the_farthest() -> None:
     # In whole blocks of JPEG, of all planes: 6 of the blur and 8 of a block are 16, in the pixels of the larger photo.
     assert Degradation(also=[SOFT, Degradation(jpeg=Jpeg())]).margin() == 16
     assert Degradation(scale=2, also=[Degradation(scale=2, jpeg=Jpeg())]).margin() == 32
+    assert Degradation(also=[Degradation(shrink=[1, 3.5])]).margin() == 7
 
 
 def test_several_kinds_do_nothing_only_where_none_does_anything() -> None:
     assert Degradation().does_nothing() and Degradation(also=[Degradation()]).does_nothing()
     assert not Degradation(also=[LOUD]).does_nothing() and not Degradation(scale=2).does_nothing()
+    for part in ({"light": Light()}, {"water": Water()}, {"holes": Holes()}, {"shrink": [1, 2]}, {"grey": 0.1}):
+        assert not Degradation(**part).does_nothing()
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -274,6 +283,93 @@ def test_full_colour_resolution_keeps_colour_edges() -> None:
         return float(np.abs(degrade(stripes, settings, np.random.default_rng(0)) / 255.0 - stripes).mean())
 
     assert error("4:4:4") < 0.5 * error("4:2:0")
+
+
+def test_a_stop_is_half_the_light() -> None:
+    image = photo() * 0.9
+    dark = degrade(image, Degradation(light=Light(stops=[1, 1])), np.random.default_rng(0))
+    light, before = to_linear(dark / np.float32(255)), to_linear(image)
+    assert np.abs(light - before / 2).max() < 0.004
+
+
+def test_against_the_light_a_part_is_dark_and_the_rest_too_bright() -> None:
+    settings, drawn = Degradation(light=Light(stops=[3, 3], backlit=1.0, glare=[1, 1])), dict[str, dict[str, float]]()
+    made = degrade(flat(0.5), settings, np.random.default_rng(0), drawn)
+    ratio = to_linear(made / np.float32(255)) / to_linear(np.float32(0.5))
+    assert ratio.min() == pytest.approx(1 / 8, rel=0.1) and ratio.max() == pytest.approx(2, rel=0.02)
+    dark, bright = (float(share.mean()) for share in (ratio < 0.2, ratio > 1.8))
+    assert dark > 0.1 < bright and dark + bright > 0.4, "soft borders between two parts"
+    assert drawn["light"] == {"stops": 3.0, "glare": 1.0}
+
+
+def test_water_by_hand() -> None:
+    """A grey thing at one distance, in water whose coefficients are known."""
+    water = Water(red=[0.5, 0.5], green=[0.2, 0.2], blue=[0.1, 0.1], depth=[2, 2], distance=[4, 4], veil=[0.5, 0.5])
+    made = degrade(flat(0.8), Degradation(water=water), np.random.default_rng(0))
+    assert (made == made[0, 0]).all(), "one distance, one colour"
+    light = float(to_linear(np.float32(0.8)))
+    for channel, b in enumerate((0.5, 0.2, 0.1)):
+        left = np.exp(-4 * b)
+        wanted = (light * left + 0.5 * (1 - left)) * np.exp(-2 * b)
+        assert float(to_linear(made[0, 0, channel] / np.float32(255))) == pytest.approx(wanted, abs=0.006)
+
+
+def test_farther_things_lose_more_of_their_contrast_under_water() -> None:
+    board = np.indices((192, 192)).sum(0) % 2 * np.float32(0.8)
+    image = np.repeat(board[..., None], 3, 2).astype(np.float32)
+    drawn: Drawn = {}
+    made = degrade(image, Degradation(water=Water(distance=[1, 9])), np.random.default_rng(1), drawn)
+    near, far = drawn["water"]["distance"]
+    contrast = to_linear(made / np.float32(255))
+    contrast = np.abs(contrast[:, ::2] - contrast[:, 1::2])[..., 2]
+    blue = drawn["water"]["attenuation"][2]
+    assert contrast.max() / contrast.min() == pytest.approx(np.exp(blue * (far - near)), rel=0.1) and far > near + 1
+
+
+def test_grey_is_luma_in_every_channel() -> None:
+    image = photo()
+    made = degrade(image, Degradation(grey=1.0), np.random.default_rng(0))
+    assert (made[..., :1] == made).all()
+    assert np.abs(made[..., 0] / 255 - image @ [0.299, 0.587, 0.114]).max() < 0.003
+    kept = sum(np.ptp(degrade(image, Degradation(grey=0.5), np.random.default_rng(s))[0, 0]) > 0 for s in range(40))
+    assert 10 <= kept <= 30
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
+def test_holes_are_white_and_cover_their_share(share: float) -> None:
+    image = photo(128, 128) * 0.8
+    drawn: Drawn = {}
+    made = degrade(image, Degradation(holes=Holes(share=[share, share])), np.random.default_rng(0), drawn)
+    plain = degrade(image, Degradation(), np.random.default_rng(0))
+    holes = (made != plain).any(2)
+    assert (made[holes] == 255).all() and (made[~holes] == plain[~holes]).all()
+    assert share <= holes.mean() < share + 0.1
+    assert drawn["holes"]["share"] == pytest.approx(holes.mean())
+
+
+def test_what_is_shrunk_comes_back_soft_and_of_its_size() -> None:
+    image = photo(61, 97)
+    sharp = degrade(image, Degradation(), np.random.default_rng(0)).astype(float)
+    edges = []
+    for times in (1.0, 2.5, 8.0, 32.0):
+        made = degrade(image, Degradation(shrink=[times, times]), np.random.default_rng(0)).astype(float)
+        assert made.shape == sharp.shape
+        edges.append(np.abs(np.diff(made, axis=1)).max())
+    assert edges[0] == np.abs(np.diff(sharp, axis=1)).max() > edges[1] > edges[2] > edges[3]
+    assert degrade(photo(1, 1), Degradation(shrink=[30, 30]), np.random.default_rng(0)).shape == (1, 1, 3)
+
+
+def test_new_parts_leave_the_draws_of_the_old() -> None:
+    """Sets and runs of before these parts were there can be made again."""
+    noise = Degradation(noise=Noise(sigma=[5, 25]))
+    drawn: list[Drawn] = [{}, {}]
+    more = noise.model_copy(update={"light": Light(), "holes": Holes()})
+    for settings, told in zip((noise, more), drawn, strict=True):
+        degrade(photo(), settings, np.random.default_rng(5), told)
+    assert drawn[0]["noise"] == drawn[1]["noise"]
+    expected = np.random.default_rng(np.random.default_rng(5).integers(0, 2**63, 3)[1])
+    expected.random()
+    assert drawn[0]["noise"]["sigma"] == pytest.approx(expected.uniform(5, 25))
 
 
 def test_probability_leaves_samples_alone() -> None:

@@ -145,6 +145,22 @@ def test_a_refiner_learns_the_dial_too(place: Path, tmp_path: Path) -> None:
     assert found == sorted(found) and found[-1] > 1.03 * found[0]
 
 
+def test_a_head_learns_from_the_scores_of_its_ground_truths(place: Path, tmp_path: Path) -> None:
+    """With `match` the head gets a gradient from the scorers alone, and none where output and ground truth are one."""
+    objective = build_objective(recipe(place, tmp_path, quality__match=0.5))
+    assert isinstance(objective, QualityObjective)
+    batch = {"lq": torch.rand(2, 3, 32, 32), "gt": torch.rand(2, 3, 32, 32) / 2 + 0.25}
+    batch |= {"quality": torch.tensor([0.1, 0.9]), "strength": torch.full((2,), 0.3)}
+    term = objective(batch)["score ranker"]
+    output, gt = (objective.scorers[0](image) for image in (objective.wrapper(batch["lq"]).clamp(0, 1), batch["gt"]))
+    assert float(term) == pytest.approx(0.5 * float((output - gt).abs().mean()), rel=1e-4), "the new head does nothing"
+    term.backward()
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in objective.parameters())
+    assert "score ranker" not in build_objective(recipe(place, tmp_path))(batch)
+    batch["lq"][0, 0, 0, 0] = float("nan")
+    assert not bool(torch.stack(list(objective(batch).values())).sum().isfinite()), "for the trainer to skip the step"
+
+
 def test_samples_carry_their_ground_truths_quality(place: Path, tmp_path: Path) -> None:
     objective = build_objective(recipe(place, tmp_path))
     assert isinstance(objective, QualityObjective)
@@ -191,6 +207,12 @@ def test_what_shows_only_when_it_is_built(place: Path, tmp_path: Path) -> None:
         build_objective(recipe(place, tmp_path, quality__head={"width": 3}))
     with pytest.raises(RefineWrapError, match=r"nothing\.safetensors"):
         build_objective(recipe(place, tmp_path, quality__scorers=["nothing.safetensors"]))
+    brisk = recipe(place, tmp_path, quality__match=0.1, quality__scorers=[f"niqe={tmp_path / 'niqe.npz'}"])
+    rng = np.random.default_rng(0)
+    moments = {"mu_pris_param": rng.random((1, 36)), "cov_pris_param": np.eye(36)}
+    np.savez(tmp_path / "niqe.npz", **moments, gaussian_window=np.full((7, 7), 1 / 49))
+    with pytest.raises(RefineWrapError, match="niqe is not differentiable"):
+        build_objective(brisk)
     for side in ("sharp", "noisy"):
         write_image(tmp_path / side / "0.png", read_image(place / side / "0.png"))
     one = recipe(place, tmp_path, data__train={"gt": [str(tmp_path / "sharp")], "lq": [str(tmp_path / "noisy")]})

@@ -30,6 +30,7 @@ from refine_wrap.cli.main import app
 from refine_wrap.errors import CheckpointError, ImageError, RecipeError
 from refine_wrap.hub import load_adapter
 from refine_wrap.quality import CodebookRestorer, DualCodebookAutoencoder, load_autoencoder, restorer_from_published
+from refine_wrap.quality.autoencoder import Generator, Layout
 from refine_wrap.quantize import VectorQuantizer, choose, silhouette, usage
 from refine_wrap.resources import weights_dir
 from refine_wrap.training import finetune
@@ -410,6 +411,28 @@ def test_averaged_codes_come_to_the_means_of_what_chose_them() -> None:
     assert torch.equal(book.embedding.weight, before)
 
 
+def test_new_codes_begin_on_latents() -> None:
+    """Codes that all lie about zero would be chosen by few, and the latents would shrink to them."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(64, 4, decay=0.99, restart_after=50).train()
+    latent = torch.randn(2, 4, 16, 16) * 3
+    quantizer(latent)
+    assert float(quantizer.embedding.weight.std()) > 1
+    assert len(quantizer.nearest(latent).unique()) > 40
+
+
+def test_as_many_groups_as_channels_lose_the_brightness() -> None:
+    """Why `groups` can be fewer than the published 32: of narrow networks the last norm takes the mean away."""
+    means = {}
+    for groups in (32, 8):
+        torch.manual_seed(0)
+        made = Generator(Layout(nf=32, ch_mult=(1, 2), res_blocks=1, attn_resolutions=(), emb_dim=8, groups=groups))
+        with torch.no_grad():
+            images = made(torch.randn(6, 8, 16, 16) * torch.arange(1, 7)[:, None, None, None])
+        means[groups] = float(images.mean((2, 3)).std(0).mean())
+    assert 4 * means[32] < means[8], "what is left comes from the border"
+
+
 @pytest.mark.parametrize("decay", [None, 0.9])
 def test_dead_codes_come_back(decay: float | None) -> None:
     book = VectorQuantizer(8, 2, decay=decay, restart_after=3).train()
@@ -418,6 +441,7 @@ def test_dead_codes_come_back(decay: float | None) -> None:
         book.embedding.weight[0] = 0.0
         if decay is not None:
             book.sums.copy_(book.embedding.weight)
+        book.idle.zero_()  # as after its first batch
     used = []
     for step in range(8):
         torch.manual_seed(step)
@@ -671,6 +695,11 @@ def test_the_shipped_recipes_train_one_after_the_other(place: Path, tmp_path: Pa
         overrides = [*common, *more, "train.device=cpu", f"output={tmp_path / name}"]
         done = CliRunner().invoke(app, ["finetune", name, *overrides, "--quiet"])
         assert done.exit_code == 0, done.output
+    for name in ("low_light", "backlit", "underwater", "colorization", "inpainting", "faces"):
+        overrides = [*common, *stages["codes"], "train.device=cpu", f"output={tmp_path / name}"]
+        done = CliRunner().invoke(app, ["finetune", name, *overrides, "--quiet"])
+        assert done.exit_code == 0, done.output
+        assert load_backbone(tmp_path / name / f"backbone/{name}.safetensors").spec.scale == 1
     restored = tmp_path / "restored.png"
     arguments = ["restore", str(place / "photos/0.png"), "-o", str(restored), "--device", "cpu"]
     done = CliRunner().invoke(app, [*arguments, "-b", str(tmp_path / "codes_fuse/backbone/codes_fuse.safetensors")])

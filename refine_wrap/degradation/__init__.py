@@ -1,6 +1,6 @@
 """Make low-quality images from good ones."""
 
-from .settings import Blur, Degradation, Jpeg, Noise
+from .settings import Blur, Degradation, Holes, Jpeg, Light, Noise, Water
 from .synthetic import degrade
 
-__all__ = ["Blur", "Degradation", "Jpeg", "Noise", "degrade"]
+__all__ = ["Blur", "Degradation", "Holes", "Jpeg", "Light", "Noise", "Water", "degrade"]

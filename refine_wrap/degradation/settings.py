@@ -103,8 +103,52 @@ class Jpeg(Section):
     """Share of the samples that are compressed at all."""
 
 
+class Light(Section):
+    """Too little light on the scene, in linear light (sRGB's curve undone)."""
+
+    stops: Annotated[list[float], Between(0, 12)] = [1.0, 4.0]
+    """How much too dark, drawn from [low, high]; a stop is half the light."""
+    backlit: Share = 0.0
+    """Share of the samples that are lit from behind: a part with soft borders is so dark, the rest is too bright."""
+    glare: Annotated[list[float], Between(0, 4)] = [0.0, 1.0]
+    """backlit: how much too bright the rest is, in stops drawn from [low, high]; what leaves the range is lost."""
+    probability: Share = 1.0
+    """Share of the samples that are too dark at all."""
+
+
+class Water(Section):
+    """The scene under water: light loses its colours with the way through it, and the water's own light is added."""
+
+    red: Annotated[list[float], Between(0, 5)] = [0.25, 0.6]
+    """Attenuation of red per metre, drawn from [low, high]. The defaults reach from clear to coastal water."""
+    green: Annotated[list[float], Between(0, 5)] = [0.05, 0.2]
+    """Attenuation of green per metre."""
+    blue: Annotated[list[float], Between(0, 5)] = [0.03, 0.25]
+    """Attenuation of blue per metre."""
+    depth: Annotated[list[float], Between(0, 100)] = [0.0, 5.0]
+    """Metres that the light came down, drawn from [low, high]."""
+    distance: Annotated[list[float], Between(0, 100)] = [1.0, 8.0]
+    """Metres to the camera; those of the nearest and of the farthest part are drawn from [low, high]."""
+    veil: Annotated[list[float], Between(0, 1)] = [0.3, 0.8]
+    """How bright the water itself is at the surface, in linear light, drawn from [low, high]."""
+    probability: Share = 1.0
+    """Share of the samples that are under water at all."""
+
+
+class Holes(Section):
+    """White strokes of a brush over the finished picture, for inpainting."""
+
+    share: Annotated[list[float], Between(0, 0.9)] = [0.05, 0.3]
+    """Share of the pixels that is covered, drawn from [low, high]; a little more where the last stroke is wide."""
+    width: Annotated[list[float], Between(1, 500)] = [6.0, 20.0]
+    """Width of a stroke in pixels, drawn from [low, high]."""
+    probability: Share = 1.0
+    """Share of the samples that have holes at all."""
+
+
 class Degradation(Section):
-    """Ground truth to low quality: blur, smaller by `scale` (bicubic, antialiased), noise, JPEG, rounded to 8 bits."""
+    """Ground truth to low quality, in this order: light, water, blur, smaller by `scale` (bicubic, antialiased),
+    shrink, noise, grey, JPEG, rounded to 8 bits, holes."""
 
     scale: Annotated[int, Field(ge=1, le=4)] = 1
     """How many times smaller each side becomes; it must be the backbone's scale."""
@@ -114,6 +158,17 @@ class Degradation(Section):
     """Noise after the image is made smaller; null: none."""
     jpeg: Jpeg | None = None
     """JPEG compression at the end; null: none."""
+    light: Light | None = None
+    """Too little light, before everything else; null: as much as there was."""
+    water: Water | None = None
+    """The scene under water; null: in air."""
+    shrink: Annotated[list[float], Between(1, 32)] = [1.0, 1.0]
+    """How many times smaller each side is, drawn from [low, high], while noise and JPEG meet it; it is enlarged again
+    after, as small faces are."""
+    grey: Share = 0.0
+    """Share of the samples that lose their colour."""
+    holes: Holes | None = None
+    """White strokes over the finished picture; null: none."""
     also: list[Degradation] = []
     """Other kinds, of the same scale: a sample takes this degradation or one of them, with equal chance. So flaws that
     come together in real photos (little blur with little noise, say) come together here."""
@@ -134,7 +189,11 @@ class Degradation(Section):
 
     def does_nothing(self) -> bool:
         """Whether the low-quality version is the ground truth, rounded."""
-        return self.scale == 1 and not any(kind.blur or kind.noise or kind.jpeg for kind in self.kinds())
+        return self.scale == 1 and not any(
+            kind.shrink[1] > 1 or kind.grey or getattr(kind, part) is not None
+            for kind in self.kinds()
+            for part in ("light", "water", "blur", "noise", "jpeg", "holes")
+        )
 
     def grid(self) -> int:
         """Ground-truth pixels between places where blocks of all planes of a JPEG begin; without JPEG, `scale`."""
@@ -143,9 +202,11 @@ class Degradation(Section):
     def margin(self) -> int:
         """Ground-truth pixels around a crop that its low-quality version depends on, a multiple of `grid()`.
 
-        Covers the blur and the bicubic kernel of the kind that reaches farthest, and one JPEG block.
+        Covers the blur and the kernels of resizing of the kind that reaches farthest, and one JPEG block.
         """
         reach = 2 * self.scale if self.scale > 1 else 0
+        shrink = max(kind.shrink[1] for kind in self.kinds())
+        reach += math.ceil(2 * shrink) * self.scale if shrink > 1 else 0
         reach += max(
             blur_radius(kind.blur.sigma[1]) + streak_radius(kind.blur.motion[1]) if kind.blur else 0
             for kind in self.kinds()

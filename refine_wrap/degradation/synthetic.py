@@ -1,7 +1,8 @@
-"""Blur, smaller, noise, JPEG: the usual synthetic degradation, every draw from one given generator.
+"""The synthetic degradation, every draw from one given generator.
 
-The order is that of a camera and its file: optics (blur), sampling (bicubic, antialiased), sensor (noise), file (JPEG,
-8 bits). One generator in the same state gives the same pixels.
+The order is that of a camera and its file: the scene's light (darkness, water), optics (blur), sampling (bicubic,
+antialiased), sensor (noise), file (JPEG, 8 bits), and what befalls the picture after (enlarged again, holes). One
+generator in the same state gives the same pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ImageError
+from .scene import drawn_from, to_linear, to_srgb, too_dark, under_water, with_holes, without_colour
 from .settings import Blur, Degradation, Jpeg, Noise, blur_radius, streak_radius
 
 Array = npt.NDArray[Any]
@@ -29,8 +31,8 @@ def degrade(
         image: (H, W, 3) float32, RGB in [0, 1], both sides multiples of `settings.scale`. It is not changed.
         settings: which parts, and the ranges that they are drawn from.
         rng: the only source of chance.
-        drawn: gets a dict for each part (blur, noise, jpeg) that the image went through; of several kinds, also the
-            number of the one that was taken, 0 being the first.
+        drawn: gets a dict for each part (blur, noise, jpeg ...) that the image went through; of several kinds, also
+            the number of the one that was taken, 0 being the first.
 
     Returns:
         (H / scale, W / scale, 3) uint8.
@@ -50,16 +52,33 @@ def degrade(
         number = int(rng.integers(len(kinds)))
         settings, drawn["kind"] = kinds[number], {"number": number}
     # Each part draws from its own stream, so that a change to one leaves the draws of the others as they were.
-    blur_rng, noise_rng, jpeg_rng = (np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 3))
+    blur_rng, noise_rng, jpeg_rng, light_rng, water_rng, grey_rng, shrink_rng, holes_rng = (
+        np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 8)
+    )
+    if settings.light is not None and light_rng.random() < settings.light.probability:
+        image = too_dark(image, settings.light, light_rng, drawn.setdefault("light", {}))
+    if settings.water is not None and water_rng.random() < settings.water.probability:
+        image = under_water(image, settings.water, water_rng, drawn.setdefault("water", {}))
     if settings.blur is not None and blur_rng.random() < settings.blur.probability:
         image = blur(image, settings.blur, blur_rng, drawn.setdefault("blur", {}))
     if settings.scale > 1:
         image = downsample(image, settings.scale)
+    size, times = image.shape[:2], drawn_from(settings.shrink, shrink_rng)
+    if times > 1:
+        drawn["shrink"] = {"times": times}
+        image = resized(image, (max(1, round(size[0] / times)), max(1, round(size[1] / times))))
     if settings.noise is not None and noise_rng.random() < settings.noise.probability:
         image = add_noise(image, settings.noise, noise_rng, drawn.setdefault("noise", {}))
+    if grey_rng.random() < settings.grey:
+        drawn["grey"] = {}
+        image = without_colour(image)
     rounded = to_8bit(image)
     if settings.jpeg is not None and jpeg_rng.random() < settings.jpeg.probability:
         rounded = compress(rounded, settings.jpeg, jpeg_rng, drawn.setdefault("jpeg", {}))
+    if times > 1:
+        rounded = to_8bit(resized(as_float(rounded), size))
+    if settings.holes is not None and holes_rng.random() < settings.holes.probability:
+        rounded = with_holes(rounded, settings.holes, holes_rng, drawn.setdefault("holes", {}))
     return rounded
 
 
@@ -76,11 +95,11 @@ def as_float(image: Array) -> npt.NDArray[np.float32]:
 
 def blur(image: Array, settings: Blur, rng: np.random.Generator, drawn: Drawn | None = None) -> Array:
     """Gaussian blur with drawn sigmas and direction, then a drawn streak; the border is mirrored."""
-    first, second = (_between(settings.sigma, rng) for _ in range(2))
+    first, second = (drawn_from(settings.sigma, rng) for _ in range(2))
     angle = rng.uniform(0.0, math.pi)
     if rng.random() >= settings.anisotropic:
         second = first
-    length, direction = _between(settings.motion, rng), rng.uniform(0.0, math.pi)
+    length, direction = drawn_from(settings.motion, rng), rng.uniform(0.0, math.pi)
     if drawn is not None:
         drawn |= {"sigma": [first, second], "angle": angle}
         drawn |= {"motion": length, "direction": direction} if length else {}
@@ -120,20 +139,24 @@ def streak_kernel(length: float, angle: float) -> npt.NDArray[np.float32]:
 
 def downsample(image: Array, scale: int) -> Array:
     """Smaller by a whole number with an antialiased bicubic kernel (a = -0.5, as Pillow and MATLAB's imresize)."""
+    return resized(image, (image.shape[0] // scale, image.shape[1] // scale), "bicubic")
+
+
+def resized(image: Array, size: tuple[int, int], mode: str = "bilinear") -> Array:
+    """(H, W, C) float32 at another size (height, width), antialiased."""
     import torch
     import torch.nn.functional as F
 
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-    size = (image.shape[0] // scale, image.shape[1] // scale)
-    smaller = F.interpolate(planes, size, mode="bicubic", antialias=True, align_corners=False)
-    return smaller[0].numpy().transpose(1, 2, 0)
+    other = F.interpolate(planes, size, mode=mode, antialias=True, align_corners=False)
+    return other[0].numpy().transpose(1, 2, 0)
 
 
 def add_noise(image: Array, settings: Noise, rng: np.random.Generator, drawn: Drawn | None = None) -> Array:
     """Noise of a drawn strength; the result is not clamped."""
-    sigma = _between(settings.sigma, rng) / 255.0
-    shot = _between(settings.shot, rng)
-    correlation = _between(settings.correlation, rng)
+    sigma = drawn_from(settings.sigma, rng) / 255.0
+    shot = drawn_from(settings.shot, rng)
+    correlation = drawn_from(settings.correlation, rng)
     gains = rng.uniform(1 - settings.channel_spread, 1 + settings.channel_spread, 3).astype(np.float32)
     channels = 1 if rng.random() < settings.grey else 3
     if drawn is not None:
@@ -147,11 +170,11 @@ def add_noise(image: Array, settings: Noise, rng: np.random.Generator, drawn: Dr
     if not settings.linear_light:
         return image + correlated(_sensor(image, sigma, shot, channels, rng), correlation) * gains
     # The curve's slope at mid-grey makes sigma mean the same in both spaces.
-    slope = float(_to_linear(np.float32(0.505)) - _to_linear(np.float32(0.495))) / 0.01
-    light = _to_linear(image)
-    middle = float(_to_linear(np.float32(0.5)))
+    slope = float(to_linear(np.float32(0.505)) - to_linear(np.float32(0.495))) / 0.01
+    light = to_linear(image)
+    middle = float(to_linear(np.float32(0.5)))
     noise = correlated(_sensor(light, sigma * slope, shot, channels, rng, middle), correlation) * gains
-    return _to_srgb(light + noise)
+    return to_srgb(light + noise)
 
 
 def _sensor(
@@ -165,10 +188,6 @@ def _sensor(
     light = np.clip(light, 0.0, 1.0)
     light = light if channels == 3 else light.mean(axis=2, keepdims=True)
     return read + (rng.poisson(light / gain) * gain - light).astype(np.float32)
-
-
-def _between(bounds: list[float], rng: np.random.Generator) -> float:
-    return float(rng.uniform(bounds[0], bounds[1]))
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -185,15 +204,6 @@ def correlated(noise: Array, sigma: float) -> Array:
     kept = float(np.sqrt((kernel.astype(np.float64) ** 2).sum()))
     mixed = cv2.filter2D(noise, cv2.CV_32F, kernel / kept, borderType=cv2.BORDER_REFLECT_101)
     return np.asarray(mixed.reshape(noise.shape))  # OpenCV drops a channel axis of length 1
-
-
-def _to_linear(srgb: Any) -> Any:
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0.0) + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-def _to_srgb(light: Array) -> Array:
-    light = np.clip(light, 0.0, 1.0)
-    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
 def compress(

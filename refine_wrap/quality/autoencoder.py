@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from ..errors import ImageError, RefineWrapError
 
 GROUPS = 32
+"""Of every GroupNorm, as published."""
 
 
 class ResBlock(nn.Module):
     """(B, C, H, W) -> (B, C', H, W)."""
 
-    def __init__(self, inside: int, outside: int) -> None:
+    def __init__(self, inside: int, outside: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(inside), nn.Conv2d(inside, outside, 3, padding=1)
-        self.norm2, self.conv2 = norm(outside), nn.Conv2d(outside, outside, 3, padding=1)
+        self.norm1, self.conv1 = norm(inside, groups), nn.Conv2d(inside, outside, 3, padding=1)
+        self.norm2, self.conv2 = norm(outside, groups), nn.Conv2d(outside, outside, 3, padding=1)
         if inside != outside:
             self.conv_out = nn.Conv2d(inside, outside, 1)
 
@@ -36,9 +37,9 @@ class ResBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Attention of one head over all positions, (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,16 +89,23 @@ class Layout:
     img_size: int | None = None
     """The side that sizes are named after; any multiple of the stride can be run. None: the smallest of
     `attn_resolutions` is that of the latent."""
+    groups: int = GROUPS
+    """Of every GroupNorm. Fewer than `nf`: with as many, the norm before the last convolution takes each channel's mean
+    away, and no picture keeps its colour and brightness."""
     stride: int = field(init=False)
     side: int = field(init=False)
     """`img_size`, also where it was not given."""
 
     def __post_init__(self) -> None:
-        odd = [self.nf * times for times in self.ch_mult if self.nf * times % GROUPS]
-        if odd or not self.ch_mult or self.nf < 1 or self.res_blocks < 1:
+        if (
+            min(self.nf, self.res_blocks, self.groups) < 1
+            or not self.ch_mult
+            or any(self.nf * times % self.groups for times in self.ch_mult)
+        ):
             raise RefineWrapError(
-                f"A layout of nf={self.nf}, ch_mult={tuple(self.ch_mult)}, res_blocks={self.res_blocks}",
-                f"levels whose channels are multiples of {GROUPS}, and at least one block each",
+                f"A layout of nf={self.nf}, ch_mult={tuple(self.ch_mult)}, res_blocks={self.res_blocks}, "
+                f"groups={self.groups}",
+                "levels whose channels are multiples of groups, and at least one block each",
             )
         stride = 2 ** (len(self.ch_mult) - 1)
         object.__setattr__(self, "stride", stride)
@@ -117,16 +125,16 @@ def level(inside: int, size: int, layout: Layout) -> list[nn.Module]:
     """The blocks of the level of a side, after what has `inside` channels."""
     blocks: list[nn.Module] = []
     for _ in range(layout.res_blocks):
-        blocks.append(ResBlock(inside, layout.channels(size)))
+        blocks.append(ResBlock(inside, layout.channels(size), layout.groups))
         inside = layout.channels(size)
         if size in layout.attn_resolutions:
-            blocks.append(AttnBlock(inside))
+            blocks.append(AttnBlock(inside, layout.groups))
     return blocks
 
 
-def middle(channels: int) -> list[nn.Module]:
+def middle(channels: int, groups: int) -> list[nn.Module]:
     """The blocks beside the latent."""
-    return [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
+    return [ResBlock(channels, channels, groups), AttnBlock(channels, groups), ResBlock(channels, channels, groups)]
 
 
 class Encoder(nn.Module):
@@ -144,7 +152,11 @@ class Encoder(nn.Module):
             blocks += level(inside, size, layout)
             inside = layout.channels(size)
             self.ends[size] = len(blocks) - 1
-        blocks += [*middle(inside), norm(inside), nn.Conv2d(inside, layout.emb_dim, 3, padding=1)]
+        blocks += [
+            *middle(inside, layout.groups),
+            norm(inside, layout.groups),
+            nn.Conv2d(inside, layout.emb_dim, 3, padding=1),
+        ]
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -168,7 +180,7 @@ class Generator(nn.Module):
         super().__init__()
         inside = layout.channels(layout.sizes[-1])
         blocks: list[nn.Module] = [nn.Conv2d(layout.emb_dim, inside, 3, padding=1)]
-        blocks += middle(inside)
+        blocks += middle(inside, layout.groups)
         self.starts: dict[int, int] = {}
         """The first residual block of each level, by its side."""
         for size in reversed(layout.sizes):
@@ -177,14 +189,14 @@ class Generator(nn.Module):
             inside = layout.channels(size)
             if size != layout.side:
                 blocks.append(Upsample(inside))
-        self.blocks = nn.ModuleList([*blocks, norm(inside), nn.Conv2d(inside, 3, 3, padding=1)])
+        self.blocks = nn.ModuleList([*blocks, norm(inside, layout.groups), nn.Conv2d(inside, 3, 3, padding=1)])
 
     def forward(self, latent: Tensor) -> Tensor:
         return reduce(lambda x, block: block(x), self.blocks, latent)
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def adapt_statistics(latent: Tensor, style: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import RefineWrapError, check_share
 from ..quantize import Quantized, VectorQuantizer
-from .autoencoder import Encoder, Generator, Layout, check_size
+from .autoencoder import GROUPS, Encoder, Generator, Layout, check_size
 from .condition import Quality, quality_values
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class DualCodebookAutoencoder(nn.Module):
     Images are in [-1, 1], as published weights have it; a `Backbone` around it takes [0, 1].
 
     Args:
-        nf, ch_mult, res_blocks, attn_resolutions, emb_dim, img_size: as in `Layout`.
+        nf, ch_mult, res_blocks, attn_resolutions, emb_dim, img_size, groups: as in `Layout`.
         codebook_size: common codes.
         hq_codebook_size: codes of HQ+; 0: the common codebook alone, a plain VQGAN.
         hq_threshold: scores above it let HQ+ take part. Paper 2's released 0.70 lets 91% of FFHQ through, 0.91 0.3%;
@@ -98,11 +98,12 @@ class DualCodebookAutoencoder(nn.Module):
         hq_weight: float = 0.8,
         fusion: Fusion = "add",
         img_size: int | None = None,
+        groups: int = GROUPS,
         decay: float | None = None,
         restart_after: int | None = None,
     ) -> None:
         super().__init__()
-        self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size)
+        self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size, groups)
         check_share(hq_threshold=hq_threshold, hq_weight=hq_weight)
         self.hq_threshold, self.hq_weight = hq_threshold, hq_weight
         self.fusion_kind: Fusion = fusion
@@ -174,6 +175,7 @@ def shared_config(network: DualCodebookAutoencoder | CodebookRestorer) -> dict[s
         "attn_resolutions": list(layout.attn_resolutions),
         "emb_dim": layout.emb_dim,
         "img_size": layout.img_size,
+        "groups": layout.groups,
         "codebook_size": network.quantize.codes,
         "hq_codebook_size": hq.codes if hq else 0,
         "hq_threshold": network.hq_threshold,

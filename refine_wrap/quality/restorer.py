@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, RefineWrapError, check_share
 from ..quantize import VectorQuantizer, choose
-from .autoencoder import Encoder, Generator, Layout, ResBlock, adapt_statistics, check_size
+from .autoencoder import GROUPS, Encoder, Generator, Layout, ResBlock, adapt_statistics, check_size
 from .codebook import CodebookFusion, DualCodebookAutoencoder, Fusion, shared_config
 from .condition import Quality, quality_values
 
@@ -75,9 +75,9 @@ class TransformerLayer(nn.Module):
 class FuseBlock(nn.Module):
     """Brings the encoder's features of one level into the generator's (controllable feature transformation)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.encode_enc = ResBlock(2 * channels, channels)
+        self.encode_enc = ResBlock(2 * channels, channels, groups)
 
         def two() -> nn.Sequential:
             first, last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
@@ -101,7 +101,7 @@ class CodebookRestorer(nn.Module):
     Images are in [-1, 1], as published weights have it; a `Backbone` around it takes [0, 1].
 
     Args:
-        nf, ch_mult, res_blocks, attn_resolutions, emb_dim, img_size: as in `Layout`.
+        nf, ch_mult, res_blocks, attn_resolutions, emb_dim, img_size, groups: as in `Layout`.
         codebook_size, hq_codebook_size, hq_weight, fusion: as in `DualCodebookAutoencoder`; two codebooks must have as
             many codes each, since the published head predicts them interleaved.
         hq_threshold: HQ+ takes part for qualities above it, as it did in the autoencoder. None: always, as published.
@@ -129,6 +129,7 @@ class CodebookRestorer(nn.Module):
         hq_threshold: float | None = None,
         fusion: Fusion = "add",
         img_size: int | None = None,
+        groups: int = GROUPS,
         dim: int = 512,
         heads: int = 8,
         layers: int = 9,
@@ -141,7 +142,7 @@ class CodebookRestorer(nn.Module):
         adain: bool = True,
     ) -> None:
         super().__init__()
-        self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size)
+        self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size, groups)
         if dim % heads:
             raise RefineWrapError(f"CodebookRestorer got dim={dim}, heads={heads}", "dim a multiple of heads")
         if hq_codebook_size not in (0, codebook_size):
@@ -178,7 +179,7 @@ class CodebookRestorer(nn.Module):
         missing = [size for size in connect if size not in self.layout.sizes]
         if missing:
             raise RefineWrapError(f"connect names levels of {missing} pixels", f"some of {self.layout.sizes}")
-        self.fuse_convs_dict = nn.ModuleDict({str(s): FuseBlock(self.layout.channels(s)) for s in connect})
+        self.fuse_convs_dict = nn.ModuleDict({str(s): FuseBlock(self.layout.channels(s), groups) for s in connect})
 
     @property
     def books(self) -> int:

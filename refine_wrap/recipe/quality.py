@@ -24,6 +24,9 @@ class QualityChoice(Section):
     """The quality that is asked for where none is named."""
     head: dict[str, Any] = {}
     """Constructor arguments of QualityHead; its channels follow from the backbone."""
+    match: Weight = 0.0
+    """Of the distance between the scores of what is painted and of its ground truth, for the objective quality: pixel
+    losses alone paint the mean of what might be, which no ground truth looks like. Needs differentiable scorers."""
 
 
 class CodebookChoice(Section):

@@ -19,6 +19,7 @@ from .data import ImageData, training_data, validation_data
 from .losses import LossSet
 from .objectives import ImageObjective, card_facts, save_backbone
 from .quality import add_qualities
+from .teachers import load_teachers, scorable
 
 if TYPE_CHECKING:
     from ..recipe import CodebookChoice, Recipe
@@ -87,11 +88,8 @@ class AutoencoderObjective(CodebookObjective):
         """PSNR and SSIM of what the codes keep; how many are used, their perplexity, how separate the books are."""
         found = super().validate(recipe, data, device, pictures, limit)
         count = len(data) if limit is None else min(limit, len(data))
-        self.eval()
-        with torch.no_grad():
-            images = (data[i]["gt"][None].to(device) * 2 - 1 for i in range(count))
-            indices = [_padded(image, self.network.stride, self.network.indices, crop=False) for image in images]
-        self.train()
+        images = (data[i]["gt"][None].to(device) * 2 - 1 for i in range(count))
+        indices = [_padded(image, self.network.stride, self.network.indices, crop=False) for image in images]
         books = {"common": self.network.quantize, "HQ+": self.network.quantize_aesthetic}
         about = f"{count} images"
         for place, (name, book) in enumerate(books.items()):
@@ -175,8 +173,7 @@ class CodesObjective(CodebookObjective):
         image = (made.output + 1) / 2
         losses |= self.compare(image, gt)
         for scorer in self.raised:
-            # A scorer refuses what is no number; the other losses are none then, and the step is skipped.
-            missing = 1 - scorer(torch.nan_to_num(image).clamp(0, 1)).mean()
+            missing = 1 - scorer(scorable(image)).mean()
             losses[f"quality {scorer.name}"] = self.choice.scorer_weight * missing
         return losses
 
@@ -236,10 +233,7 @@ def _stage(recipe: Recipe, losses: LossSet) -> AutoencoderObjective | CodesObjec
     with recipe.at("quality.scorers"):
         scorers = [load_scorer(source) for source in condition.scorers]
     with recipe.at("codebook.scorers"):
-        raised = [load_scorer(source) for source in choice.scorers]
-        for scorer in raised:
-            if not scorer.differentiable:
-                raise RefineWrapError(f"{scorer.name} is not differentiable", "a scorer with a gradient")
+        raised = load_teachers(choice.scorers, recipe.data.crop)
     try:
         if choice.stage == "autoencoder":
             with recipe.at("codebook.options", "codebook"):

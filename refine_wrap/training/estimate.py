@@ -59,7 +59,8 @@ def _try(run: Run) -> dict[str, Any]:
         clock = time.perf_counter()
     checking = 0.0
     if run.validation is not None:
-        objective.validate(run.recipe, run.validation, device, None, 1)
+        with objective.evaluation():
+            objective.validate(run.recipe, run.validation, device, None, 1)
         checking = (time.perf_counter() - clock) * len(run.validation)
     validations = -(-options.steps // run.recipe.validate_every) if run.validation is not None else 0
     trained = sum(parameter.numel() for parameter in objective.parameters())

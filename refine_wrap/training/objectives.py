@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Objective(nn.Module):
     def validate(
         self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
     ) -> list[dict[str, Any]]:
-        """Measure what was trained on held-out samples.
+        """Measure what was trained on held-out samples; call it inside `evaluation()`.
 
         Args:
             pictures: a folder for pictures of some of them; None: no pictures.
@@ -63,6 +64,17 @@ class Objective(nn.Module):
             `name`, `value`, `protocol` and `data`, as a model card lists them.
         """
         raise NotImplementedError
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Evaluation mode and no gradients, while it lasts."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(was_training)
 
     def trained(self) -> nn.Module:
         """The module whose whole state is trained, checkpointed and averaged."""
@@ -148,29 +160,24 @@ class ImageObjective(Objective):
         border = self.scale if self.scale > 1 else 0
         protocols = [Protocol("PSNR", border=border), Protocol("SSIM", border=border)]
         sums: dict[tuple[str, str], float] = {}
-        was_training = self.training
-        self.eval()
-        try:
-            for index in range(count):
-                sample = data[index]
-                lq, gt = (sample[name][None].to(device) for name in ("lq" if "lq" in sample else "gt", "gt"))
-                shown = {
-                    "": self.predict(lq),
-                    " backbone": self.baseline(lq),
-                    " input": lq if border == 0 and "lq" in sample else None,
-                }
-                for protocol in protocols:
-                    for of, image in shown.items():
-                        if image is not None:
-                            key = (protocol.metric + of, str(protocol))
-                            sums[key] = sums.get(key, 0.0) + _capped(float(protocol(_finite(image), gt)))
-                if pictures is not None and index < part.pictures:
-                    strip = [image for image in (lq, shown[" backbone"], shown[""], gt) if image is not None]
-                    save_strip(
-                        pictures / f"{index:02d}_{Path(sample['name']).stem}.png", [_finite(image) for image in strip]
-                    )
-        finally:
-            self.train(was_training)
+        for index in range(count):
+            sample = data[index]
+            lq, gt = (sample[name][None].to(device) for name in ("lq" if "lq" in sample else "gt", "gt"))
+            shown = {
+                "": self.predict(lq),
+                " backbone": self.baseline(lq),
+                " input": lq if border == 0 and "lq" in sample else None,
+            }
+            for protocol in protocols:
+                for of, image in shown.items():
+                    if image is not None:
+                        key = (protocol.metric + of, str(protocol))
+                        sums[key] = sums.get(key, 0.0) + _capped(float(protocol(_finite(image), gt)))
+            if pictures is not None and index < part.pictures:
+                strip = [image for image in (lq, shown[" backbone"], shown[""], gt) if image is not None]
+                save_strip(
+                    pictures / f"{index:02d}_{Path(sample['name']).stem}.png", [_finite(image) for image in strip]
+                )
         about = ", ".join(Path(root).name for root in part.gt) + f" ({count} images)"
         return [
             {"name": name, "value": total / count, "protocol": protocol, "data": about}

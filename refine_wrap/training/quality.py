@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..degradation.synthetic import as_float
@@ -20,6 +20,7 @@ from .data import ImageData, ImageStore, Sample, as_tensor
 from .losses import LossSet
 from .objectives import WrapperObjective, refiner_options
 from .sources import Item
+from .teachers import load_teachers, scorable
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -39,9 +40,9 @@ class QualityObjective(WrapperObjective):
     Source: paper 2 (arXiv 2603.29773), 3.2 and 3.3, on any backbone.
     """
 
-    def __init__(self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer]) -> None:
+    def __init__(self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer], match: float = 0.0) -> None:
         super().__init__(wrapper, losses, [f"{scorer.name}@{scorer.digest()}" for scorer in scorers])
-        self.scorers = list(scorers)
+        self.scorers, self.match = nn.ModuleList(scorers), match
 
     @classmethod
     def of(cls, recipe: Recipe, backbone: Backbone, losses: LossSet) -> QualityObjective:
@@ -59,16 +60,27 @@ class QualityObjective(WrapperObjective):
                 head = choice.head or True
                 wrapper = RefineWrapper(backbone, refiner=None, quality_head=head, quality=choice.default)
         with recipe.at("quality.scorers"):
-            return cls(wrapper, losses, [load_scorer(source) for source in choice.scorers])
+            if choice.match:
+                scorers = load_teachers(choice.scorers, recipe.data.crop)
+            else:
+                scorers = [load_scorer(source) for source in choice.scorers]
+        return cls(wrapper, losses, scorers, choice.match)
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         """As any image objective's, and the quality of each ground truth."""
         train, validation = super().data(recipe)
-        add_qualities(recipe, train, self.scorers)
+        add_qualities(recipe, train, cast("list[Scorer]", list(self.scorers)))
         return train, validation
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        return self.compare(self.wrapper(batch["lq"], batch["strength"], batch["quality"]), batch["gt"])
+        output = self.wrapper(batch["lq"], batch["strength"], batch["quality"])
+        terms = self.compare(output, batch["gt"])
+        if self.match:
+            for scorer in self.scorers:
+                with torch.no_grad():
+                    wanted = scorer(batch["gt"])
+                terms[f"score {scorer.name}"] = self.match * (scorer(scorable(output)) - wanted).abs().mean()
+        return terms
 
     def validate(
         self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
@@ -79,22 +91,18 @@ class QualityObjective(WrapperObjective):
         """
         found = super().validate(recipe, data, device, pictures, limit)
         count = len(data) if limit is None else min(limit, len(data))
-        self.eval()
-        with torch.no_grad():
-            for scorer in self.scorers:
-                scorer.to(device)
-                for quality in SHOWN_QUALITIES:
-                    outputs = (self.wrapper(data[i]["lq"][None].to(device), quality=quality) for i in range(count))
-                    mean = sum(float(scorer(torch.nan_to_num(output).clamp(0, 1))) for output in outputs) / count
-                    found.append(
-                        {
-                            "name": f"{scorer.name}, quality {quality}",
-                            "value": mean,
-                            "protocol": f"{scorer.name}, which trained it, 0 to 1",
-                            "data": f"{count} images",
-                        }
-                    )
-        self.train()
+        for scorer in self.scorers:
+            for quality in SHOWN_QUALITIES:
+                outputs = (self.wrapper(data[i]["lq"][None].to(device), quality=quality) for i in range(count))
+                mean = sum(float(scorer(scorable(output))) for output in outputs) / count
+                found.append(
+                    {
+                        "name": f"{scorer.name}, quality {quality}",
+                        "value": mean,
+                        "protocol": f"{scorer.name}, which trained it, 0 to 1",
+                        "data": f"{count} images",
+                    }
+                )
         return found
 
 

@@ -307,7 +307,6 @@ class ScoreObjective(Objective):
     def networks(self) -> list[nn.Module]:
         return [self.scorer.trunk]
 
-    @torch.no_grad()
     def validate(
         self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
     ) -> list[dict[str, Any]]:
@@ -317,7 +316,6 @@ class ScoreObjective(Objective):
         assert isinstance(data, ScoreData)  # it made them
         strengths = np.linspace(0.12, 1.0, 6)
         found: dict[str, list[float]] = {}
-        self.eval()
         count = len(data) if limit is None else min(limit, len(data))
         for index in range(count):
             rng = np.random.default_rng((data.seed, 7, index))
@@ -327,7 +325,6 @@ class ScoreObjective(Objective):
                 images = torch.stack([as_tensor(image) for image in steps]).to(device)
                 scores = self.scorer.logits(images).cpu().numpy()
                 found.setdefault(name, []).append(float(spearmanr(scores, -np.arange(len(scores))).statistic))
-        self.train()
         about = f"{count} crops of {data.crop} pixels"
         protocol = "mean Spearman correlation of score and step, 7 steps"
         values = {name: float(np.mean(values)) for name, values in found.items()}

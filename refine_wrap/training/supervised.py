@@ -18,6 +18,7 @@ from .data import ImageData, training_data, validation_data
 from .frozen import OutputStore
 from .losses import LossSet
 from .objectives import Objective, RefineObjective, card_facts
+from .teachers import load_teachers, scorable
 from .variants import MadeVariants, ReadyVariants
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ class MasksObjective(Objective):
     @classmethod
     def of(cls, recipe: Recipe) -> MasksObjective:
         """The untrained generator of a recipe, its weights drawn from the recipe's seed."""
-        from ..scorers import load_scorer
-
         choice, supervision = recipe.masks, recipe.supervision
         assert choice is not None and supervision is not None  # the recipe has checked it
         torch.manual_seed(recipe.train.seed)
@@ -96,13 +95,8 @@ class MasksObjective(Objective):
                 raise RefineWrapError(
                     f"The mask generator cannot be built: {error}", "arguments of FrequencyMaskGenerator"
                 ) from None
-        scorers = []
-        for source in choice.scorers:
-            with recipe.at("masks.scorers"):
-                scorer = load_scorer(source)
-                if not scorer.differentiable:
-                    raise RefineWrapError(f"{scorer.name} is not differentiable", "a scorer with a gradient")
-                scorers.append(scorer)
+        with recipe.at("masks.scorers"):
+            scorers = load_teachers(choice.scorers, recipe.data.crop)
         return cls(generator, choice, scorers)
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
@@ -136,13 +130,12 @@ class MasksObjective(Objective):
             losses["logits"] = self.choice.logit_decay * (logits - logits.mean(1, keepdim=True)).square().mean()
         for name, scorer in zip(self.names, self.scorers, strict=True):
             # What is missing to the best score: the same gradient as the negative score of the paper, never below 0.
-            losses[name] = self.choice.scorer_weight * (pull / whole * (1 - scorer(mixed.clamp(0, 1)))).mean()
+            losses[name] = self.choice.scorer_weight * (pull / whole * (1 - scorer(scorable(mixed)))).mean()
         return losses
 
     def networks(self) -> list[nn.Module]:
         return [self.generator]
 
-    @torch.no_grad()
     def validate(
         self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
     ) -> list[dict[str, Any]]:
@@ -154,7 +147,6 @@ class MasksObjective(Objective):
 
         psnr = full_reference("PSNR")
         sums: dict[tuple[str, str], float] = {}
-        self.eval()
         count = len(data) if limit is None else min(limit, len(data))
         for index in range(count):
             sample = {name: value[None].to(device) for name, value in data[index].items() if isinstance(value, Tensor)}
@@ -164,7 +156,6 @@ class MasksObjective(Objective):
             shown |= {f"strength {s}": enhanced(gt, variants, self.generator, s) for s in SHOWN_STRENGTHS}
             for name, image in shown.items():
                 self._measure(sums, psnr, name, image.clamp(0, 1), gt, sample["gt"] if "lq" in sample else None)
-        self.train()
         about = f"{count} crops"
         return [{"name": n, "value": total / count, "protocol": p, "data": about} for (n, p), total in sums.items()]
 

@@ -358,7 +358,8 @@ def fill_cache(run: Run, frozen: FrozenData, keys: list[tuple[int, int]], notify
 
 def _validate(run: Run, pictures: Path | None) -> list[dict[str, Any]]:
     assert run.validation is not None  # asked by the caller
-    return run.objective.validate(run.recipe, run.validation, run.accelerator.device, pictures, None)
+    with run.objective.evaluation():
+        return run.objective.validate(run.recipe, run.validation, run.accelerator.device, pictures, None)
 
 
 def _save(run: Run, step: int) -> None:
