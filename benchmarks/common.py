@@ -80,3 +80,25 @@ def write_pictures(name: str, rows: list[list[Tensor]]) -> None:
     pixels = table.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     RESULTS.mkdir(exist_ok=True)
     write_image(RESULTS / f"{name}.png", Picture(pixels), overwrite=True)
+
+
+def write_curves(name: str, xlabel: str, panels: dict[str, dict[str, tuple[list[float], list[float]]]]) -> None:
+    """A panel for each title, in it a line of (x, y) for each label, as one PNG. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.4), layout="constrained", squeeze=False
+    )
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for label, (x, y) in lines.items():
+            axis.plot(x, y, marker="." if len(x) > 2 else "", linestyle="-" if len(x) > 2 else "--", label=label)
+        axis.set_title(title)
+        axis.set_xlabel(xlabel)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / f"{name}.png", dpi=80)
+    pyplot.close(figure)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, write, write_pictures
+from common import write, write_curves, write_pictures
 from torch import Tensor
 
 from refine_wrap import load_backbone, read_image
@@ -35,7 +35,7 @@ from refine_wrap.folder import list_images
 from refine_wrap.quality import CodebookRestorer
 from refine_wrap.quality.autoencoder import adapt_statistics
 from refine_wrap.recipe import load_degradation
-from refine_wrap.scorers import Scorer, load_scorer
+from refine_wrap.scorers import load_scorer
 
 CROP = 128
 SHOWN = 4
@@ -111,7 +111,11 @@ def main() -> None:
                 changed[space].append(float((free.detach().argmax(2) != before).float().mean()))
         if len(pictures) < SHOWN:
             pictures.append([lq, pristine, *ends.values()])
-        print(path.name, {space: {k: round(v, 3) for k, v in curves[space][-1].items()} for space in RATES}, flush=True)
+        print(
+            path.name,
+            {space: {k: round(v, 3) for k, v in curves[space][-1][-1].items()} for space in RATES},
+            flush=True,
+        )
     write_pictures(options.name, pictures)
     means = {
         space: [
@@ -119,7 +123,13 @@ def main() -> None:
         ]
         for space, found in curves.items()
     }
-    plot(RESULTS / f"{options.name}_curves.png", means, target, judges)
+    panels = {
+        name: {
+            space: ([row[target.name] for row in rows], [row[name] for row in rows]) for space, rows in means.items()
+        }
+        for name in (*(judge.name for judge in judges), *(metric.name for metric in metrics))
+    }
+    write_curves(f"{options.name}_curves", f"{target.name}, which is raised", panels)
     write(
         options.name,
         {
@@ -166,25 +176,6 @@ def start(restorer: CodebookRestorer, lq: Tensor, space: str) -> tuple[Tensor, P
 def central(image: Tensor, side: int) -> Tensor:
     top, left = ((length - side) // 2 for length in image.shape[-2:])
     return image[..., top : top + side, left : left + side]
-
-
-def plot(path: Path, means: dict[str, list[dict[str, float]]], target: Scorer, judges: list[Scorer]) -> None:
-    """Each judge and metric over the target's score, a line for each space."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shown = [judge.name for judge in judges] + [key for key in ("PSNR", "squeeze") if key in means["pixels"][0]]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(4 * len(shown), 3.6), layout="constrained")
-    for axis, name in zip(axes, shown, strict=True):
-        for space, curve in means.items():
-            axis.plot([row[target.name] for row in curve], [row[name] for row in curve], marker=".", label=space)
-        axis.set_xlabel(f"{target.name}, which is raised")
-        axis.set_title(name)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":

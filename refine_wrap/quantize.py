@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,11 @@ class VectorQuantizer(nn.Module):
     counts: Tensor
     sums: Tensor
     idle: Tensor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.restart_after is not None and f"{prefix}embedding.weight" in state_dict:
+            self.idle.zero_()  # codes that come without their history are no new ones
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, latent: Tensor, learn: Tensor | None = None) -> Quantized:
         """The nearest code of each position.

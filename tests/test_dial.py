@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from refine_wrap import Picture, Recipe, RefineWrapError, RefineWrapper, load_backbone, read_image, write_image
 from refine_wrap.cli.main import app
 from refine_wrap.errors import RecipeError
-from refine_wrap.hub import load_adapter
+from refine_wrap.hub import load_adapter, save_adapter
 from refine_wrap.quality import Condition
 from refine_wrap.quality.condition import Scale
 from refine_wrap.resources import weights_dir
@@ -146,8 +147,8 @@ def test_a_refiner_learns_the_dial_too(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_head_learns_from_the_scores_of_its_ground_truths(place: Path, tmp_path: Path) -> None:
-    """With `match` the head gets a gradient from the scorers alone, and none where output and ground truth are one."""
-    objective = build_objective(recipe(place, tmp_path, quality__match=0.5))
+    """With `match_scores` the head gets a gradient from the scorers alone, and none where output and ground truth are one."""
+    objective = build_objective(recipe(place, tmp_path, quality__match_scores=0.5))
     assert isinstance(objective, QualityObjective)
     batch = {"lq": torch.rand(2, 3, 32, 32), "gt": torch.rand(2, 3, 32, 32) / 2 + 0.25}
     batch |= {"quality": torch.tensor([0.1, 0.9]), "strength": torch.full((2,), 0.3)}
@@ -159,6 +160,20 @@ def test_a_head_learns_from_the_scores_of_its_ground_truths(place: Path, tmp_pat
     assert "score ranker" not in build_objective(recipe(place, tmp_path))(batch)
     batch["lq"][0, 0, 0, 0] = float("nan")
     assert not bool(torch.stack(list(objective(batch).values())).sum().isfinite()), "for the trainer to skip the step"
+
+
+def test_scorers_of_one_name_both_count(place: Path, tmp_path: Path) -> None:
+    """A scorer that was trained on from a shipped one keeps its name."""
+    ranker = load_adapter(weights_dir() / "ranker")
+    weaker = {name: value * 0.9 if value.is_floating_point() else value for name, value in ranker.tensors.items()}
+    save_adapter(tmp_path / "other", replace(ranker, tensors=weaker))
+    batch = {"lq": torch.rand(2, 3, 32, 32), "gt": torch.rand(2, 3, 32, 32)}
+    batch |= {"quality": torch.tensor([0.1, 0.9]), "strength": torch.full((2,), 0.3)}
+    terms = []
+    for scorers in (["shipped:ranker"], [str(tmp_path / "other")], ["shipped:ranker", str(tmp_path / "other")]):
+        options = {"quality__scorers": scorers, "quality__match_scores": 0.5}
+        terms.append(float(build_objective(recipe(place, tmp_path, **options))(batch)["score ranker"]))
+    assert terms[2] == pytest.approx(terms[0] + terms[1]) and terms[1] > 0
 
 
 def test_samples_carry_their_ground_truths_quality(place: Path, tmp_path: Path) -> None:
@@ -207,7 +222,7 @@ def test_what_shows_only_when_it_is_built(place: Path, tmp_path: Path) -> None:
         build_objective(recipe(place, tmp_path, quality__head={"width": 3}))
     with pytest.raises(RefineWrapError, match=r"nothing\.safetensors"):
         build_objective(recipe(place, tmp_path, quality__scorers=["nothing.safetensors"]))
-    brisk = recipe(place, tmp_path, quality__match=0.1, quality__scorers=[f"niqe={tmp_path / 'niqe.npz'}"])
+    brisk = recipe(place, tmp_path, quality__match_scores=0.1, quality__scorers=[f"niqe={tmp_path / 'niqe.npz'}"])
     rng = np.random.default_rng(0)
     moments = {"mu_pris_param": rng.random((1, 36)), "cov_pris_param": np.eye(36)}
     np.savez(tmp_path / "niqe.npz", **moments, gaussian_window=np.full((7, 7), 1 / 49))

@@ -215,7 +215,20 @@ def test_sigkill_at_any_moment_and_resumed_is_never_killed(photos: Path) -> None
     ]
 
 
-@pytest.mark.parametrize("kind", ["plain", "cached", "gan"])
+def test_a_run_from_before_a_key_was_there_goes_on(photos: Path) -> None:
+    """What its recipe does not say stands at its default; what was changed is still refused."""
+    recipe = refining(photos, train__steps=2, save_every=1, output=str(photos.parent / "older"))
+    finetune(recipe, quiet=True)
+    for path in (recipe.folder / "checkpoints").glob("step_*/state.json"):
+        state = json.loads(path.read_text())
+        del state["recipe"]["data"]["degradation"]["shrink"], state["recipe"]["strength"]
+        path.write_text(json.dumps(state))
+    finetune(recipe, quiet=True)
+    with pytest.raises(RecipeError, match="shrink"):
+        finetune(refining(photos, train__steps=2, save_every=1, output=recipe.output, data__degradation__shrink=[1, 2]))
+
+
+@pytest.mark.parametrize("kind", ["plain", "cached", "gan", "head"])
 def test_two_processes_equal_one(photos: Path, kind: str) -> None:
     """Two gloo processes on the CPU under torch's launcher, the same total batch: every step's loss within 1e-5."""
     common: dict[str, Any] = {"train__batch_size": 4, "train__accumulate": 2, "train__steps": 10}
@@ -224,6 +237,9 @@ def test_two_processes_equal_one(photos: Path, kind: str) -> None:
     if kind == "gan":
         pytest.importorskip("basicsr")
         common["losses"] = {"l1": 1.0, "gan": {"weight": 0.1, "features": 8}}
+    if kind == "head":
+        common |= {"objective": "quality", "quality": {"head": {"width": 8, "depth": 1}, "match_scores": 0.1}}
+        common["backbone"] = {"weights": "shipped:demo_denoiser"}
     one = refining(photos, **common, output=str(photos.parent / "one"))
     two = refining(photos, **common, output=str(photos.parent / "two"))
     finetune(one, quiet=True)

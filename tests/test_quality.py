@@ -421,6 +421,15 @@ def test_new_codes_begin_on_latents() -> None:
     assert len(quantizer.nearest(latent).unique()) > 40
 
 
+def test_loaded_codes_are_no_new_ones() -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(64, 4, restart_after=50)
+    codes = torch.randn(64, 4)
+    quantizer.load_state_dict({"embedding.weight": codes}, strict=False)
+    quantizer.train()(torch.randn(1, 4, 2, 2))
+    assert torch.equal(quantizer.embedding.weight, codes)
+
+
 def test_as_many_groups_as_channels_lose_the_brightness() -> None:
     """Why `groups` can be fewer than the published 32: of narrow networks the last norm takes the mean away."""
     means = {}
@@ -668,6 +677,35 @@ def test_stages_that_cannot_be(place: Path, tmp_path: Path, kind: str, codebook:
         stage(place, tmp_path, kind, codebook)
 
 
+def test_the_shipped_networks_fit_one_another() -> None:
+    """Their own options: the tests that train give smaller ones."""
+    autoencoder = DualCodebookAutoencoder(**codebook_options("codebook"))
+    assert autoencoder.layout.groups < autoencoder.layout.nf
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    for name in ("codes", *TASKS):
+        restorer = CodebookRestorer.of_autoencoder(autoencoder, **codebook_options(name))
+        assert restorer.adain is (name != "inpainting")
+        with torch.no_grad():
+            assert restorer(image, fidelity=1.0).shape == image.shape
+        restorer.load_state_dict(restorer.state_dict(), strict=True)
+
+
+TASKS = ("low_light", "backlit", "underwater", "colorization", "inpainting", "faces")
+
+
+def codebook_options(name: str) -> dict[str, Any]:
+    choice = Recipe.load(name).codebook
+    assert choice is not None
+    return choice.options
+
+
+def test_what_codes_have_no_use_for(place: Path, tmp_path: Path) -> None:
+    values = stage(place, tmp_path, "codes", {"start": "x"}).to_dict()
+    for section, key, value in (("train", "compile", True), ("quality", "match_scores", 0.5)):
+        with pytest.raises(RecipeError, match=f"{section}.{key} is given"):
+            Recipe.from_dict({**values, section: {**values[section], key: value}})
+
+
 def test_starts_that_do_not_fit(place: Path, trained: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         build_objective(stage(place, tmp_path, "codes", {"start": str(tmp_path / "nothing")}))
@@ -695,7 +733,7 @@ def test_the_shipped_recipes_train_one_after_the_other(place: Path, tmp_path: Pa
         overrides = [*common, *more, "train.device=cpu", f"output={tmp_path / name}"]
         done = CliRunner().invoke(app, ["finetune", name, *overrides, "--quiet"])
         assert done.exit_code == 0, done.output
-    for name in ("low_light", "backlit", "underwater", "colorization", "inpainting", "faces"):
+    for name in TASKS:
         overrides = [*common, *stages["codes"], "train.device=cpu", f"output={tmp_path / name}"]
         done = CliRunner().invoke(app, ["finetune", name, *overrides, "--quiet"])
         assert done.exit_code == 0, done.output

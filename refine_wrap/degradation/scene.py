@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 def too_dark(image: Array, settings: Light, rng: np.random.Generator, drawn: Drawn) -> Array:
     """(H, W, 3) as sRGB, some stops darker in linear light; lit from behind, a part alone, and the rest brighter."""
-    stops, glare = drawn_from(settings.stops, rng), drawn_from(settings.glare, rng)
+    stops, overexposure = drawn_from(settings.stops, rng), drawn_from(settings.overexposure, rng)
     drawn["stops"] = stops
     exposure: Any = -stops
     if rng.random() < settings.backlit:
-        drawn["glare"] = glare
+        drawn["overexposure"] = overexposure
         dark = np.clip((smooth_field(image.shape[:2], rng) - 0.5) / 0.2 + 0.5, 0, 1)[..., None]
-        exposure = glare - dark * (stops + glare)
+        exposure = overexposure - dark * (stops + overexposure)
     return to_srgb(to_linear(image) * np.exp2(np.float32(exposure)))
 
 
@@ -39,9 +40,9 @@ def under_water(image: Array, settings: Water, rng: np.random.Generator, drawn: 
     """
     channels = (settings.red, settings.green, settings.blue)
     attenuation = np.array([drawn_from(channel, rng) for channel in channels], np.float32)
-    depth, veil = drawn_from(settings.depth, rng), drawn_from(settings.veil, rng)
+    depth, veil = drawn_from(settings.depth, rng), drawn_from(settings.veiling_light, rng)
     near, far = sorted(drawn_from(settings.distance, rng) for _ in range(2))
-    drawn |= {"attenuation": attenuation.tolist(), "depth": depth, "distance": [near, far], "veil": veil}
+    drawn |= {"attenuation": attenuation.tolist(), "depth": depth, "distance": [near, far], "veiling_light": veil}
     distance = (near + (far - near) * smooth_field(image.shape[:2], rng))[..., None]
     left = np.exp(-attenuation * distance)
     seen = to_linear(image) * left + np.float32(veil) * (1 - left)
@@ -54,36 +55,43 @@ def without_colour(image: Array) -> Array:
 
 
 def with_holes(image: Array, settings: Holes, rng: np.random.Generator, drawn: Drawn) -> Array:
-    """(H, W, 3) uint8 with white strokes of a brush, as many as cover the drawn share of it."""
+    """(H, W, 3) uint8 with white strokes of a brush, until they cover the drawn share of it."""
     import cv2
 
-    share = drawn_from(settings.share, rng)
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
-    while mask.mean() < share:
-        thick = max(1, round(drawn_from(settings.width, rng)))
+    missing = round(drawn_from(settings.share, rng) * mask.size)
+    while missing > 0:
+        brush = drawn_from(settings.width, rng)
         at, heading = rng.uniform(0, (width, height)), rng.uniform(0, 2 * np.pi)
         for _ in range(int(rng.integers(2, 9))):
+            # The last strokes are thin and short: with its round ends one covers about thick * (length + thick).
+            thick = max(1, round(min(brush, math.sqrt(missing / 3))))
             heading += rng.uniform(-1, 1)
-            to = at + rng.uniform(1, 4) * thick * np.array([np.cos(heading), np.sin(heading)])
+            length = min(rng.uniform(1, 4) * thick, max(missing / thick - thick, 0))
+            to = at + length * np.array([np.cos(heading), np.sin(heading)])
             ends = [(int(x), int(y)) for x, y in (at, to)]
+            # Counted around the segment alone: a photo has many of them.
+            (left, top), (right, below) = (np.clip(edge(ends, axis=0), 0, None) for edge in (np.min, np.max))
+            around = mask[max(top - thick, 0) : below + thick + 1, max(left - thick, 0) : right + thick + 1]
+            missing += int(around.sum())
             cv2.line(mask, ends[0], ends[1], 1, thick)
-            cv2.circle(mask, ends[1], thick // 2, 1, -1)
+            missing -= int(around.sum())
             at = to
-            if mask.mean() >= share:
+            if missing <= 0:
                 break
     drawn["share"] = float(mask.mean())
     return np.where(mask[..., None] > 0, np.uint8(255), image)
 
 
 def smooth_field(size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """(H, W) from 0 to 1, without detail: hills and valleys of about a third of the picture."""
+    """(H, W) from 0 to 1, without detail: hills and valleys of about a third of the picture; 0.5 in a single pixel."""
     import cv2
 
     coarse = rng.standard_normal((4, 4)).astype(np.float32)
     field = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
     low, high = float(field.min()), float(field.max())
-    return np.asarray((field - low) / max(high - low, 1e-6), dtype=np.float32)
+    return np.asarray((field - low) / (high - low) if high > low else np.full(size, 0.5), dtype=np.float32)
 
 
 def drawn_from(bounds: list[float], rng: np.random.Generator) -> float:

@@ -109,9 +109,10 @@ class Light(Section):
     stops: Annotated[list[float], Between(0, 12)] = [1.0, 4.0]
     """How much too dark, drawn from [low, high]; a stop is half the light."""
     backlit: Share = 0.0
-    """Share of the samples that are lit from behind: a part with soft borders is so dark, the rest is too bright."""
-    glare: Annotated[list[float], Between(0, 4)] = [0.0, 1.0]
-    """backlit: how much too bright the rest is, in stops drawn from [low, high]; what leaves the range is lost."""
+    """Share of the samples that are lit from behind: a part with soft borders is so dark, the rest is too bright. A
+    small crop of a large margin may show one part alone."""
+    overexposure: Annotated[list[float], Between(0, 4)] = [0.0, 1.0]
+    """backlit: of the rest, in stops drawn from [low, high]; what leaves the range is lost."""
     probability: Share = 1.0
     """Share of the samples that are too dark at all."""
 
@@ -129,8 +130,8 @@ class Water(Section):
     """Metres that the light came down, drawn from [low, high]."""
     distance: Annotated[list[float], Between(0, 100)] = [1.0, 8.0]
     """Metres to the camera; those of the nearest and of the farthest part are drawn from [low, high]."""
-    veil: Annotated[list[float], Between(0, 1)] = [0.3, 0.8]
-    """How bright the water itself is at the surface, in linear light, drawn from [low, high]."""
+    veiling_light: Annotated[list[float], Between(0, 1)] = [0.3, 0.8]
+    """How bright the water itself is at the surface, in linear light, drawn from [low, high]: the backscatter."""
     probability: Share = 1.0
     """Share of the samples that are under water at all."""
 
@@ -139,16 +140,17 @@ class Holes(Section):
     """White strokes of a brush over the finished picture, for inpainting."""
 
     share: Annotated[list[float], Between(0, 0.9)] = [0.05, 0.3]
-    """Share of the pixels that is covered, drawn from [low, high]; a little more where the last stroke is wide."""
+    """Share of the pixels that is covered, drawn from [low, high]. In training, of the crop with the margin that its
+    blur, shrink and JPEG need."""
     width: Annotated[list[float], Between(1, 500)] = [6.0, 20.0]
-    """Width of a stroke in pixels, drawn from [low, high]."""
+    """Width of a stroke in low-quality pixels, drawn from [low, high]; thinner where little is left to cover."""
     probability: Share = 1.0
     """Share of the samples that have holes at all."""
 
 
 class Degradation(Section):
     """Ground truth to low quality, in this order: light, water, blur, smaller by `scale` (bicubic, antialiased),
-    shrink, noise, grey, JPEG, rounded to 8 bits, holes."""
+    smaller by `shrink`, noise, grey, rounded to 8 bits, JPEG, enlarged by `shrink`, holes."""
 
     scale: Annotated[int, Field(ge=1, le=4)] = 1
     """How many times smaller each side becomes; it must be the backbone's scale."""
@@ -157,14 +159,14 @@ class Degradation(Section):
     noise: Noise | None = None
     """Noise after the image is made smaller; null: none."""
     jpeg: Jpeg | None = None
-    """JPEG compression at the end; null: none."""
+    """JPEG compression; null: none."""
     light: Light | None = None
     """Too little light, before everything else; null: as much as there was."""
     water: Water | None = None
     """The scene under water; null: in air."""
     shrink: Annotated[list[float], Between(1, 32)] = [1.0, 1.0]
     """How many times smaller each side is, drawn from [low, high], while noise and JPEG meet it; it is enlarged again
-    after, as small faces are."""
+    after, as small faces are. Both bilinear, antialiased."""
     grey: Share = 0.0
     """Share of the samples that lose their colour."""
     holes: Holes | None = None
@@ -196,13 +198,16 @@ class Degradation(Section):
         )
 
     def grid(self) -> int:
-        """Ground-truth pixels between places where blocks of all planes of a JPEG begin; without JPEG, `scale`."""
+        """Ground-truth pixels between places where blocks of all planes of a JPEG begin; without JPEG, `scale`.
+
+        With `shrink` blocks lie on the smaller picture, anywhere in this one.
+        """
         return 16 * self.scale if any(kind.jpeg for kind in self.kinds()) else self.scale
 
     def margin(self) -> int:
         """Ground-truth pixels around a crop that its low-quality version depends on, a multiple of `grid()`.
 
-        Covers the blur and the kernels of resizing of the kind that reaches farthest, and one JPEG block.
+        Covers the blur and the kernels of resizing of the kind that reaches farthest, and one JPEG block (unshrunk).
         """
         reach = 2 * self.scale if self.scale > 1 else 0
         shrink = max(kind.shrink[1] for kind in self.kinds())

@@ -90,8 +90,8 @@ class Layout:
     """The side that sizes are named after; any multiple of the stride can be run. None: the smallest of
     `attn_resolutions` is that of the latent."""
     groups: int = GROUPS
-    """Of every GroupNorm. Fewer than `nf`: with as many, the norm before the last convolution takes each channel's mean
-    away, and no picture keeps its colour and brightness."""
+    """Of every GroupNorm. Fewer than the channels of the first level: with as many, the norm before the last
+    convolution takes each channel's mean away, and no picture keeps its colour and brightness."""
     stride: int = field(init=False)
     side: int = field(init=False)
     """`img_size`, also where it was not given."""

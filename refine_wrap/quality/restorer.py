@@ -340,7 +340,7 @@ def restorer_from_published(path: str | Path, **options: Any) -> CodebookRestore
     """A restorer with the weights of a published IQPIR or CodeFormer checkpoint; `params_ema` before `params`.
 
     Read weights-only: no code of the file is run. Number of codebooks, conditioning, layers and bins follow from the
-    tensors. What no tensor tells (`hq_weight`, `quality`, `fidelity`, `adain`, `heads`) is given as options.
+    tensors. What no tensor tells (`groups`, `hq_weight`, `quality`, `fidelity`, `adain`, `heads`) is given as options.
 
     Args:
         path: the checkpoint.

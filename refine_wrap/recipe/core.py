@@ -139,6 +139,9 @@ class Recipe(Section):
             and (self.objective != "quality" or self.trainable not in (None, ["quality_head"]))
         ):
             raise cross("quality.head", "quality.head is given, and no head is trained", "trainable: [quality_head]")
+        if self.quality is not None and self.quality.match_scores and self.objective != "quality":
+            came = f"quality.match_scores is given with objective {self.objective}"
+            raise cross("quality.match_scores", came, "objective quality; codebook has codebook.scorers")
         return self
 
     @classmethod
@@ -289,6 +292,9 @@ def _check_codebook(recipe: Recipe, choice: CodebookChoice) -> None:
             "codebook.scorers are given with codebook.codes: hard, by which they reach the encoder alone",
             "straight, gumbel or soft",
         )
+    if choice.stage == "codes" and recipe.train.compile:
+        came = "train.compile is given with stage codes, which runs the parts of the network by themselves"
+        raise cross("train.compile", came, "train.compile: false")
 
 
 def _check_trainable(recipe: Recipe) -> None:

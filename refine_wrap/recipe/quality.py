@@ -24,9 +24,9 @@ class QualityChoice(Section):
     """The quality that is asked for where none is named."""
     head: dict[str, Any] = {}
     """Constructor arguments of QualityHead; its channels follow from the backbone."""
-    match: Weight = 0.0
-    """Of the distance between the scores of what is painted and of its ground truth, for the objective quality: pixel
-    losses alone paint the mean of what might be, which no ground truth looks like. Needs differentiable scorers."""
+    match_scores: Weight = 0.0
+    """Weight of the mean absolute difference between the scores of output and ground truth, for the objective quality:
+    pixel losses alone paint the mean of what might be, which no ground truth looks like. Differentiable scorers."""
 
 
 class CodebookChoice(Section):

@@ -19,7 +19,7 @@ from .data import ImageData, training_data, validation_data
 from .losses import LossSet
 from .objectives import ImageObjective, card_facts, save_backbone
 from .quality import add_qualities
-from .teachers import load_teachers, scorable
+from .scorer_losses import differentiable_scorers, scorable
 
 if TYPE_CHECKING:
     from ..recipe import CodebookChoice, Recipe
@@ -174,7 +174,8 @@ class CodesObjective(CodebookObjective):
         losses |= self.compare(image, gt)
         for scorer in self.raised:
             missing = 1 - scorer(scorable(image)).mean()
-            losses[f"quality {scorer.name}"] = self.choice.scorer_weight * missing
+            name = f"quality {scorer.name}"
+            losses[name] = losses.get(name, 0) + self.choice.scorer_weight * missing  # two may have one name
         return losses
 
     def _codes(self, logits: Tensor, latent: Tensor, gt: Tensor, quality: Tensor) -> dict[str, Tensor]:
@@ -233,7 +234,7 @@ def _stage(recipe: Recipe, losses: LossSet) -> AutoencoderObjective | CodesObjec
     with recipe.at("quality.scorers"):
         scorers = [load_scorer(source) for source in condition.scorers]
     with recipe.at("codebook.scorers"):
-        raised = load_teachers(choice.scorers, recipe.data.crop)
+        raised = differentiable_scorers(choice.scorers, recipe.data.crop)
     try:
         if choice.stage == "autoencoder":
             with recipe.at("codebook.options", "codebook"):

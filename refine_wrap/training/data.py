@@ -277,7 +277,7 @@ class DegradedData(ImageData):
     """Ground truth alone; its low-quality version is made on the fly.
 
     The degradation works on the crop and a margin around it, so that blur and JPEG blocks meet real neighbours. JPEG's
-    blocks begin at the crop's corner, as in a file.
+    blocks begin at the crop's corner, as in a file (unless the degradation shrinks).
     """
 
     def __init__(self, store: ImageStore, degradation: Degradation, **options: Any) -> None:

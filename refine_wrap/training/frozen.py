@@ -214,7 +214,9 @@ def _common(recipe: Recipe, backbone: Backbone, data: ImageData) -> str:
         "flips": data.flips,
         "rotations": data.rotations,
         "seed": data.seed,
-        "degradation": data.degradation.model_dump(mode="json") if isinstance(data, DegradedData) else None,
+        "degradation": data.degradation.model_dump(mode="json", exclude_defaults=True)
+        if isinstance(data, DegradedData)
+        else None,
         "precision": recipe.train.precision,
         "dtype": recipe.backbone_cache.dtype,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from ..wrapper import RefineWrapper
 from .data import ImageData, ImageStore, Sample, as_tensor
 from .losses import LossSet
 from .objectives import WrapperObjective, refiner_options
+from .scorer_losses import differentiable_scorers, scorable
 from .sources import Item
-from .teachers import load_teachers, scorable
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -40,9 +40,12 @@ class QualityObjective(WrapperObjective):
     Source: paper 2 (arXiv 2603.29773), 3.2 and 3.3, on any backbone.
     """
 
-    def __init__(self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer], match: float = 0.0) -> None:
+    def __init__(
+        self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer], match_scores: float = 0.0
+    ) -> None:
         super().__init__(wrapper, losses, [f"{scorer.name}@{scorer.digest()}" for scorer in scorers])
-        self.scorers, self.match = nn.ModuleList(scorers), match
+        self.scorers, self.match_scores = list(scorers), match_scores
+        self.trained_with = nn.ModuleList(scorers if match_scores else [])
 
     @classmethod
     def of(cls, recipe: Recipe, backbone: Backbone, losses: LossSet) -> QualityObjective:
@@ -60,26 +63,26 @@ class QualityObjective(WrapperObjective):
                 head = choice.head or True
                 wrapper = RefineWrapper(backbone, refiner=None, quality_head=head, quality=choice.default)
         with recipe.at("quality.scorers"):
-            if choice.match:
-                scorers = load_teachers(choice.scorers, recipe.data.crop)
+            if choice.match_scores:
+                scorers = differentiable_scorers(choice.scorers, recipe.data.crop)
             else:
                 scorers = [load_scorer(source) for source in choice.scorers]
-        return cls(wrapper, losses, scorers, choice.match)
+        return cls(wrapper, losses, scorers, choice.match_scores)
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         """As any image objective's, and the quality of each ground truth."""
         train, validation = super().data(recipe)
-        add_qualities(recipe, train, cast("list[Scorer]", list(self.scorers)))
+        add_qualities(recipe, train, self.scorers)
         return train, validation
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         output = self.wrapper(batch["lq"], batch["strength"], batch["quality"])
         terms = self.compare(output, batch["gt"])
-        if self.match:
-            for scorer in self.scorers:
-                with torch.no_grad():
-                    wanted = scorer(batch["gt"])
-                terms[f"score {scorer.name}"] = self.match * (scorer(scorable(output)) - wanted).abs().mean()
+        for scorer in self.trained_with:
+            with torch.no_grad():
+                wanted = scorer(batch["gt"])
+            term = self.match_scores * (scorer(scorable(output)) - wanted).abs().mean()
+            terms[f"score {scorer.name}"] = terms.get(f"score {scorer.name}", 0) + term  # two may have one name
         return terms
 
     def validate(
@@ -92,6 +95,7 @@ class QualityObjective(WrapperObjective):
         found = super().validate(recipe, data, device, pictures, limit)
         count = len(data) if limit is None else min(limit, len(data))
         for scorer in self.scorers:
+            scorer.to(device)
             for quality in SHOWN_QUALITIES:
                 outputs = (self.wrapper(data[i]["lq"][None].to(device), quality=quality) for i in range(count))
                 mean = sum(float(scorer(scorable(output))) for output in outputs) / count

@@ -18,7 +18,7 @@ from .data import ImageData, training_data, validation_data
 from .frozen import OutputStore
 from .losses import LossSet
 from .objectives import Objective, RefineObjective, card_facts
-from .teachers import load_teachers, scorable
+from .scorer_losses import differentiable_scorers, scorable
 from .variants import MadeVariants, ReadyVariants
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class MasksObjective(Objective):
                     f"The mask generator cannot be built: {error}", "arguments of FrequencyMaskGenerator"
                 ) from None
         with recipe.at("masks.scorers"):
-            scorers = load_teachers(choice.scorers, recipe.data.crop)
+            scorers = differentiable_scorers(choice.scorers, recipe.data.crop)
         return cls(generator, choice, scorers)
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
@@ -130,7 +130,8 @@ class MasksObjective(Objective):
             losses["logits"] = self.choice.logit_decay * (logits - logits.mean(1, keepdim=True)).square().mean()
         for name, scorer in zip(self.names, self.scorers, strict=True):
             # What is missing to the best score: the same gradient as the negative score of the paper, never below 0.
-            losses[name] = self.choice.scorer_weight * (pull / whole * (1 - scorer(scorable(mixed)))).mean()
+            term = self.choice.scorer_weight * (pull / whole * (1 - scorer(scorable(mixed)))).mean()
+            losses[name] = losses.get(name, 0) + term  # two may have one name
         return losses
 
     def networks(self) -> list[nn.Module]:

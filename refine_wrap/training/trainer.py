@@ -437,7 +437,8 @@ def _resumed(recipe: Recipe, resume: str | Path) -> Checkpoint | None:
     saved = newest_checkpoint(folder) if str(resume) == "auto" else load_checkpoint(Path(resume))
     if saved is None:
         return None
-    changed = sorted(_differences(saved.recipe, recipe.to_dict()))
+    # Read again: keys that recipes did not have when the run began stand at their defaults.
+    changed = sorted(_differences(Recipe.from_dict(saved.recipe).to_dict(), recipe.to_dict()))
     if changed:
         shown = ", ".join(f"{key} ({old!r} then, {new!r} now)" for key, old, new in changed[:3])
         raise recipe.refuse(

@@ -144,7 +144,7 @@ def _check(degradation: Degradation, seed: int, crop: int | None, grid: bool, do
     if degradation.does_nothing():
         raise RefineWrapError(
             "The degradation does nothing: the inputs would be the flawed ground truths",
-            "a scale above 1, blur, noise or jpeg",
+            "a scale above 1, or a part such as blur, noise, jpeg or light",
         )
     if seed < 0:
         raise RefineWrapError(f"The seed is {seed}", "0 or more")

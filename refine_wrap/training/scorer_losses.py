@@ -1,4 +1,4 @@
-"""No-reference scorers that train: their score of an output has a gradient."""
+"""No-reference scorers as losses: their score of an output has a gradient."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..errors import RefineWrapError
 from ..scorers import Scorer, load_scorer
 
 
-def load_teachers(sources: Sequence[str], crop: int) -> list[Scorer]:
-    """Scorers that can teach on crops of a side.
+def differentiable_scorers(sources: Sequence[str], crop: int) -> list[Scorer]:
+    """Scorers whose gradient can be trained with, on crops of a side.
 
     Raises:
         RefineWrapError: one has no gradient, or cannot score so small an image.
@@ -32,6 +32,6 @@ def load_teachers(sources: Sequence[str], crop: int) -> list[Scorer]:
 def scorable(image: Tensor) -> Tensor:
     """An output, (B, 3, H, W), as scorers take it.
 
-    They refuse what is no number; the other losses are none then, and the trainer skips the step.
+    They refuse what is no number; the other losses are NaN or infinite then, and the trainer skips the step.
     """
     return torch.nan_to_num(image).clamp(0, 1)
