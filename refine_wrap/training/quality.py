@@ -113,13 +113,22 @@ class QualityObjective(WrapperObjective):
 def add_qualities(recipe: Recipe, data: ImageData, scorers: Sequence[Scorer]) -> None:
     """Have the samples of a recipe with `quality` hold their ground truth's quality too.
 
+    Each process scores a part of the ground truths on its device, and reads the others' scores from the cache.
+
     Raises:
         RefineWrapError: an image cannot be scored, or all have the same score.
     """
+    from accelerate.state import PartialState
+
     assert recipe.quality is not None  # the recipe has checked it
     truths = list(dict.fromkeys(row[0] for row in data.store.rows))
+    state = PartialState()
     with recipe.at("quality.scorers"):
-        found = score_items(data.store, truths, scorers, ScoreCache.default())
+        if state.num_processes > 1:
+            own = truths[state.process_index :: state.num_processes]
+            score_items(data.store, own, scorers, ScoreCache.default(), state.device)
+            state.wait_for_everyone()
+        found = score_items(data.store, truths, scorers, ScoreCache.default(), state.device)
         scores = list(map(list, zip(*found.values(), strict=True)))
         condition = Condition.fit(scores, recipe.quality.normalise)
     data.also = Qualities(dict(zip(found, condition(scores).tolist(), strict=True)))
@@ -137,7 +146,11 @@ class Qualities:
 
 @torch.no_grad()
 def score_items(
-    store: ImageStore, items: Sequence[Item], scorers: Sequence[Scorer], cache: ScoreCache
+    store: ImageStore,
+    items: Sequence[Item],
+    scorers: Sequence[Scorer],
+    cache: ScoreCache,
+    device: torch.device | str = "cpu",
 ) -> dict[Item, list[float]]:
     """By each scorer the score of every image, higher is better; each content is scored once, also by other runs.
 
@@ -148,6 +161,8 @@ def score_items(
     """
     keys = [scorer_key(scorer.name, scorer.digest()) for scorer in scorers]
     cache.load(keys)
+    for scorer in scorers:
+        scorer.to(device)
     found: dict[Item, list[float]] = {}
     for item in items:
         try:
@@ -159,7 +174,7 @@ def score_items(
         for key, scorer in zip(keys, scorers, strict=True):
             kept = cache.get(key, digest)
             if kept is None or kept.raw is None:
-                raw = float(scorer.raw(as_tensor(as_float(pixels))[None]))
+                raw = float(scorer.raw(as_tensor(as_float(pixels))[None].to(device)))
                 kept = Kept(pixels.shape[1], pixels.shape[0], raw)
                 cache.put(key, {digest: kept})
             assert kept.raw is not None
