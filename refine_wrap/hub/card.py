@@ -23,6 +23,7 @@ ALONE = {
     "masks": ("refine_wrap.supervision", "load_mask_generator"),
     "scorer": ("refine_wrap.scorers", "load_scorer"),
     "codebook": ("refine_wrap.quality", "load_autoencoder"),
+    "reconstructor": ("refine_wrap.reconstruction", "load_reconstructor"),
 }
 """What has nothing to do with a backbone, and what loads it."""
 _RESTRICTED = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)

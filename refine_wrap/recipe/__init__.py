@@ -4,6 +4,7 @@ from .core import Recipe, recipe_schema
 from .degradation import load_degradation
 from .lines import Places, read_tree
 from .quality import CodebookChoice, QualityChoice
+from .reconstruction import ReconstructorChoice
 from .sections import (
     SMALLEST_CROP,
     DataChoice,
@@ -33,6 +34,7 @@ __all__ = [
     "Places",
     "QualityChoice",
     "Recipe",
+    "ReconstructorChoice",
     "ScorerChoice",
     "SqueezeLoss",
     "SupervisionChoice",

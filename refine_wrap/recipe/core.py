@@ -3,6 +3,8 @@
 Recipe.load("nafnet_denoise", ["train.steps=1000", "data.train.gt=[~/photos]"])
 """
 
+# ruff: noqa: RUF012 (pydantic copies default values)
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from ..errors import RecipeError, RefineWrapError
 from ..resources import recipe_path
 from .lines import Places, apply_override, read_tree
 from .quality import CodebookChoice, QualityChoice
+from .reconstruction import ReconstructorChoice
 from .sections import (
     SMALLEST_CROP,
     BackboneChoice,
@@ -46,12 +49,12 @@ class Recipe(Section):
     """Name of the run and of what it makes: letters, digits, dot, dash, underscore."""
     description: str = ""
     """One line for people."""
-    objective: Literal["restore", "refine", "quality", "codebook", "score", "masks"]
+    objective: Literal["restore", "refine", "quality", "codebook", "reconstruct", "score", "masks"]
     """restore: train the backbone. refine: keep the backbone frozen and train the refiner toward the ground truth.
     quality: keep the backbone frozen and train a head that steers its features by the ground truth's quality.
-    codebook: train a codebook autoencoder, or a restorer that predicts its codes. score: train a no-reference scorer of
-    image quality. masks: train the generator of frequency masks that mixes a ground truth with its super-resolved
-    variants."""
+    codebook: train a codebook autoencoder, or a restorer that predicts its codes. reconstruct: train a reconstructor,
+    too little, for realistic degradation. score: train a no-reference scorer of image quality. masks: train the
+    generator of frequency masks that mixes a ground truth with its super-resolved variants."""
     backbone: BackboneChoice | None = None
     """The restoration network, for the objectives restore, refine and quality. Without one a refiner learns from ground
     truths alone (supervision.input: ground_truth), and goes behind any network."""
@@ -65,10 +68,15 @@ class Recipe(Section):
     """The quality condition, for the objectives quality and codebook, and its head."""
     codebook: CodebookChoice | None = None
     """The codebook networks, for the objective codebook."""
-    trainable: list[Literal["backbone", "lora", "refiner", "quality_head", "codebook", "scorer", "masks"]] | None = None
+    reconstructor: ReconstructorChoice | None = None
+    """The reconstructor, for the objective reconstruct."""
+    trainable: (
+        list[Literal["backbone", "lora", "refiner", "quality_head", "codebook", "reconstructor", "scorer", "masks"]]
+        | None
+    ) = None
     """What is trained. restore: [backbone], all of it, or [lora], small matrices beside its layers. refine: [refiner].
-    quality: [quality_head], or [refiner], one that takes the quality in. codebook: [codebook]. score: [scorer].
-    masks: [masks]. null: the first of these."""
+    quality: [quality_head], or [refiner], one that takes the quality in. codebook: [codebook].
+    reconstruct: [reconstructor]. score: [scorer]. masks: [masks]. null: the first of these."""
     lora: LoraChoice = LoraChoice()
     """The size and place of LoRA, for trainable: [lora]."""
     refiner: RefinerChoice = RefinerChoice()
@@ -82,11 +90,15 @@ class Recipe(Section):
     train: TrainChoice
     """The optimisation."""
     losses: LossChoice = LossChoice(l1=1.0)
-    """The losses by name and weight, for the objectives restore, refine, quality and codebook."""
+    """The losses by name and weight, for the objectives restore, refine, quality, codebook and reconstruct."""
     validate_every: Count = 1000
     """Steps between validations; there is one at the end too."""
     save_every: Count = 1000
     """Steps between checkpoints; there is one at the end and on Ctrl-C too."""
+    save_at: list[Count] = []
+    """Steps after which the result is written too, into at/step_N of the run's folder."""
+    save_at_epochs: list[Count] = []
+    """The same after whole passes over the training samples, rounded to steps."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
     """How many of the newest checkpoints to keep."""
     licence: str | None = None
@@ -213,6 +225,7 @@ _TRAINABLE = {
     "refine": (["refiner"],),
     "quality": (["quality_head"], ["refiner"]),
     "codebook": (["codebook"],),
+    "reconstruct": (["reconstructor"],),
     "score": (["scorer"],),
     "masks": (["masks"],),
 }
@@ -221,6 +234,7 @@ _SECTIONS = {
     "refine": (("backbone",), ("supervision",)),
     "quality": (("backbone", "quality"), ()),
     "codebook": (("codebook", "quality"), ()),
+    "reconstruct": (("reconstructor",), ()),
     "score": (("scorer",), ()),
     "masks": (("supervision", "masks"), ()),
 }
@@ -230,7 +244,7 @@ _SECTIONS = {
 def _check_parts(recipe: Recipe) -> None:
     """Each objective has its own sections."""
     needed, allowed = _SECTIONS[recipe.objective]
-    for name in ("backbone", "scorer", "supervision", "masks", "quality", "codebook"):
+    for name in ("backbone", "scorer", "supervision", "masks", "quality", "codebook", "reconstructor"):
         given = getattr(recipe, name) is not None
         if name == "backbone" and recipe.objective == "refine" and not given and recipe.supervision is not None:
             if recipe.supervision.input != "ground_truth":
@@ -247,6 +261,8 @@ def _check_parts(recipe: Recipe) -> None:
         raise cross(
             "data", "the objective score makes its own pictures from data.train.gt", "neither lq nor data.degradation"
         )
+    if recipe.objective == "reconstruct" and (recipe.data.degradation is not None or recipe.data.train.lq is not None):
+        raise cross("data", "the objective reconstruct looks at ground truths alone", "neither lq nor data.degradation")
     if recipe.objective in ("masks", "refine") and recipe.backbone is None and recipe.data.train.lq is not None:
         raise cross("data.train.lq", f"the objective {recipe.objective} looks at ground truths alone here", "no lq")
 

@@ -357,6 +357,10 @@ def build_objective(recipe: Recipe) -> Objective:
         from .codebook import build_stage
 
         return build_stage(recipe, losses)
+    if recipe.objective == "reconstruct":
+        from .reconstruction import ReconstructObjective
+
+        return ReconstructObjective.of(recipe, losses)
     torch.manual_seed(recipe.train.seed)
     if recipe.backbone is None:
         backbone = load_backbone(nn.Identity())

@@ -38,6 +38,8 @@ FREE_KEYS = {
     "output",
     "validate_every",
     "save_every",
+    "save_at",
+    "save_at_epochs",
     "keep_checkpoints",
     "data.validation",
     "data.cache",
@@ -103,6 +105,12 @@ class Run:
         return bool(self.accelerator.is_main_process)
 
     @property
+    def result_steps(self) -> set[int]:
+        """Steps after which the result is written too, as the recipe says."""
+        share = self.batches.count / self.batches.batch_size
+        return {*self.recipe.save_at, *(max(1, round(epochs * share)) for epochs in self.recipe.save_at_epochs)}
+
+    @property
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
 
@@ -156,7 +164,12 @@ def prepare(recipe: Recipe, resume: str | Path = "auto") -> Run:
     start = saved.step if saved else 0
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = StepBatches(len(data), options.batch_size, options.seed, start, options.steps, rank, world)
-    return Run(recipe, accelerator, objective, model, optimizer, prepared, average, data, validation, batches)
+    run = Run(recipe, accelerator, objective, model, optimizer, prepared, average, data, validation, batches)
+    late = max(run.result_steps, default=0)
+    if late > options.steps:
+        key = "save_at" if late in recipe.save_at else "save_at_epochs"
+        raise recipe.refuse(key, f"{key} names step {late}", f"none after train.steps, {options.steps}")
+    return run
 
 
 def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
@@ -198,6 +211,10 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
                     monitor.write({"kind": "validation", "step": done, "metrics": metrics})
                     monitor.say(f"step {done}: " + ", ".join(f"{m['name']} {m['value']:.4f}" for m in metrics))
                 accelerator.wait_for_everyone()
+            if done in run.result_steps and run.first:
+                seen = {"value": done * options.batch_size, "protocol": "steps times batch size", "data": "data.train"}
+                with average.applied():
+                    objective.save(folder / "at" / f"step_{done}", recipe, [{"name": "images seen", **seen}])
             if last or stop or done % recipe.save_every == 0:
                 _save(run, done)
             if stop:

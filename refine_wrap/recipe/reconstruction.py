@@ -1,0 +1,23 @@
+"""The section of a recipe about reconstructors."""
+
+# ruff: noqa: RUF012 (pydantic copies default values)
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..degradation.settings import Section
+
+
+class ReconstructorChoice(Section):
+    """The network that paints images again, and is trained too little."""
+
+    kind: Literal["vqvae", "vqvae2"] = "vqvae2"
+    """Which one."""
+    options: dict[str, Any] = {}
+    """Its constructor's arguments."""
+    downscale: Annotated[int, Field(ge=1, le=8)] = 4
+    """How many times smaller the images of data.train become first (bicubic, antialiased): it learns, as it is used, on
+    clean low-resolution images."""
