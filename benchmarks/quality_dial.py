@@ -89,7 +89,8 @@ def main() -> None:
                 }
             )
             if len(pictures) < SHOWN:
-                row = [low, shown["backbone"], *(shown[f"quality {quality}"] for quality in PICTURED)]
+                large = torch.nn.functional.interpolate(low, pristine.shape[-2:])
+                row = [large, shown["backbone"], *(shown[f"quality {quality}"] for quality in PICTURED)]
                 pictures.append([image[..., middle, middle] for image in row])
             print(path.name, {name: round(row["PSNR"], 2) for name, row in rows[-1].items()}, flush=True)
     write_pictures(options.name, pictures)
