@@ -256,7 +256,8 @@ def _stage(recipe: Recipe, losses: LossSet) -> AutoencoderObjective | CodesObjec
     made = CodesObjective(module, None, losses, choice, scorers, [])
     about = Path(str(choice.start)).with_name("backbone.json")
     if about.is_file():  # what trained the stage before, trained this one
-        made.trained_on += json.loads(about.read_text(encoding="utf-8")).get("scorers", [])
+        before = json.loads(about.read_text(encoding="utf-8")).get("scorers", [])
+        made.trained_on = list(dict.fromkeys([*made.trained_on, *before]))
     return made
 
 
