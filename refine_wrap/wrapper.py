@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,11 +119,13 @@ class RefineWrapper(nn.Module):
         if self.quality_head is None or quality is None:
             plain: Tensor = self.backbone(lq, None if self.adds_quality else quality)
             return plain
-        self.quality_head.wanted = quality
-        try:
-            steered: Tensor = self.backbone(lq)
-        finally:
-            self.quality_head.wanted = None
+        # What is wanted waits in the head for the hook: another thread must not ask in between. A graph has no threads.
+        with nullcontext() if torch.compiler.is_compiling() else self.quality_head.lock():
+            self.quality_head.wanted = quality
+            try:
+                steered: Tensor = self.backbone(lq)
+            finally:
+                self.quality_head.wanted = None
         return steered
 
     def _wanted(self, lq: Tensor, quality: Quality | None) -> Tensor | None:
@@ -268,7 +270,7 @@ class RefineWrapper(nn.Module):
         if self.adds_quality:
             config["quality"] = self.quality
         if self.quality_head is not None:
-            config |= {"quality_head": self.quality_head.config(), "tap": self.backbone.spec.tap}
+            config |= {"quality_head": self.quality_head.config(), "tap": self.quality_head.tap}
         adapter = Adapter(
             kind="refiner" if self.quality_head is None else "quality",
             config=config,

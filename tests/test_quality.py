@@ -194,7 +194,10 @@ def test_a_quality_for_each_image_of_a_batch(conditioning: str) -> None:
         assert torch.equal(*flat), "above the middle of the last bin it stays, as the published bins do"
 
 
-@pytest.mark.parametrize("quality", [-0.1, 1.01, float("nan"), torch.rand(3), torch.tensor([0.5, 2.0])])
+@pytest.mark.parametrize(
+    "quality",
+    [-0.1, 1.01, float("nan"), torch.rand(3), torch.tensor([0.5, 2.0]), [0.2, 0.9], "0.5", np.array([0.2, 0.9])],
+)
 def test_a_wrong_quality_is_refused(
     autoencoder: DualCodebookAutoencoder, restorer: CodebookRestorer, quality: Any
 ) -> None:
@@ -495,6 +498,12 @@ def test_the_silhouette_is_that_of_its_definition() -> None:
         (DualCodebookAutoencoder, {"fusion": "product"}),
         (CodebookRestorer, {"hq_weight": float("nan")}),
         (CodebookRestorer, {"dim": 30, "heads": 8}),
+        (CodebookRestorer, {"heads": 0}),
+        (CodebookRestorer, {"dim": 0}),
+        (CodebookRestorer, {"mlp": -1}),
+        (CodebookRestorer, {"layers": -1}),
+        (DualCodebookAutoencoder, {"ch_mult": (1, -2)}),
+        (DualCodebookAutoencoder, {"groups": 0}),
         (CodebookRestorer, {"hq_codebook_size": 8}),
         (CodebookRestorer, {"conditioning": "adain"}),
         (CodebookRestorer, {"quality": 1.5}),

@@ -107,7 +107,7 @@ def load_wrapper(
     if adapter is None and backbone is not None:
         if revision is not None:
             raise RefineWrapError("--revision is given without --adapter", "hf://org/name/file@revision for a backbone")
-        return RefineWrapper(load_backbone(backbone, device=device)).eval()
+        return RefineWrapper(load_backbone(backbone, device=device), refiner=None).eval()
     return RefineWrapper.from_pretrained(
         adapter or DEFAULT_ADAPTER,
         backbone=backbone,

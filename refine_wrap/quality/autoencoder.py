@@ -98,7 +98,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if (
-            min(self.nf, self.res_blocks, self.groups) < 1
+            min(self.nf, self.res_blocks, self.groups, *self.ch_mult, *self.attn_resolutions) < 1
             or not self.ch_mult
             or any(self.nf * times % self.groups for times in self.ch_mult)
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,8 @@ def quality_values(quality: Quality, image: Tensor, name: str = "quality") -> Te
         ImageError: another shape, outside [0, 1], or not a number.
     """
     batch = image.shape[0]
+    if not isinstance(quality, (Real, Tensor)):
+        raise ImageError(f"{name} is a {type(quality).__name__}", f"a number or a tensor of shape ({batch},)")
     if not isinstance(quality, Tensor):
         if not 0 <= quality <= 1:  # also catches NaN
             raise ImageError(f"{name} is {quality}", "a number in [0, 1]")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from threading import RLock
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,8 @@ from ..errors import RefineWrapError
 from ..naf import simple_gate
 
 Blocks = Literal["convolution", "attention"]
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+"""Beside the heads: a head with a lock inside could be neither copied nor pickled."""
 EPS = 1e-6
 
 
@@ -131,6 +135,8 @@ class QualityHead(nn.Module):
         """Whether the backbone runs each channel of an image by itself, one after the other."""
         self.wanted: Tensor | None = None
         """(B,), while a backbone runs that is to be steered; None leaves it alone."""
+        self.tap: str | None = None
+        """The submodule that it was attached to last, by name."""
 
     @property
     def exact_tiles(self) -> bool:
@@ -159,6 +165,10 @@ class QualityHead(nn.Module):
         residual: Tensor = self.gate(embedded)[0] * self.outro(x) * deviation
         return residual.to(features.dtype)
 
+    def lock(self) -> Any:
+        """Of this head, for the time that `wanted` is set."""
+        return _locks.setdefault(self, RLock())
+
     def attach(self, backbone: Backbone) -> RemovableHandle:
         """Steer the backbone's tapped features from now on, whenever `wanted` is set; the handle takes it off again.
 
@@ -172,7 +182,7 @@ class QualityHead(nn.Module):
         if any(getattr(module, name, None) is not None for module in backbone.modules() for name in compiled):
             raise RefineWrapError("The backbone is compiled already", "a head first, then torch.compile")
         self.detach(backbone)
-        self.image_by_image = backbone.spec.channels == 1
+        self.image_by_image, self.tap = backbone.spec.channels == 1, backbone.spec.tap
         return tapped(backbone).register_forward_hook(self._steer)
 
     def detach(self, backbone: Backbone) -> None:
@@ -187,15 +197,23 @@ class QualityHead(nn.Module):
             raise RefineWrapError(
                 f"The tapped {type(module).__name__} gives {got}", f"features (B, {self.channels}, h, w), for this head"
             )
-        times, rest = divmod(len(output), len(self.wanted))
-        if rest or (times > 1 and not self.image_by_image and len(self.wanted) > 1):
-            raise RefineWrapError(
-                f"The tapped {type(module).__name__} gives {len(output)} maps for {len(self.wanted)} images",
-                "one for each image: in which order more of them come is not known",
-                "restore one image at a time, or tap another module: Backbone(network, spec={'tap': name})",
-            )
-        steered: Tensor = output + self(output, self.wanted.repeat_interleave(times))
+        steered: Tensor = output + self(output, self._wanted_of(len(output), type(module).__name__))
         return steered
+
+    def _wanted_of(self, maps: int, name: str) -> Tensor:
+        """The quality of each of the maps that the tapped module gives, (maps,)."""
+        assert self.wanted is not None
+        images = len(self.wanted)
+        if maps == images or (self.image_by_image and maps == 3 * images):
+            return self.wanted.repeat_interleave(maps // images)
+        if images > 1 and not bool((self.wanted == self.wanted[0]).all()):
+            raise RefineWrapError(
+                f"The tapped {name} gives {maps} maps for {images} images",
+                "one for each image: in which order others come is not known",
+                "one quality for all, or one image at a time (in training train.batch_size: 1), or tap another module: "
+                "Backbone(network, spec={'tap': name})",
+            )
+        return self.wanted[:1].expand(maps)
 
 
 def normed(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -143,8 +143,11 @@ class CodebookRestorer(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size, groups)
-        if dim % heads:
-            raise RefineWrapError(f"CodebookRestorer got dim={dim}, heads={heads}", "dim a multiple of heads")
+        if min(dim, heads, mlp) < 1 or layers < 0 or dim % heads:
+            raise RefineWrapError(
+                f"CodebookRestorer got dim={dim}, heads={heads}, layers={layers}, mlp={mlp}",
+                "dim a multiple of heads, at least 1 of each, and no negative number of layers",
+            )
         if hq_codebook_size not in (0, codebook_size):
             raise RefineWrapError(
                 f"The codebooks have {codebook_size} and {hq_codebook_size} codes",
@@ -273,6 +276,8 @@ class CodebookRestorer(nn.Module):
         self, logits: Tensor, share: Tensor, size: Sequence[int], codes: Codes = "hard", temperature: float = 1.0
     ) -> Tensor:
         """The latent (B, emb_dim, h, w) that logits (B, h * w, codes, books) choose, HQ+ with its share."""
+        if codes not in ("hard", "straight", "gumbel", "soft"):
+            raise RefineWrapError(f"codes is {codes!r}", "hard, straight, gumbel or soft")
         books = (self.quantize, self.quantize_aesthetic)
         found = []
         for own, book in zip(self.own_logits(logits), books, strict=False):
