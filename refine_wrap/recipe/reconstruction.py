@@ -15,7 +15,7 @@ class ReconstructorChoice(Section):
     """The network that paints images again, and is trained too little."""
 
     kind: Literal["vqvae", "vqvae2"] = "vqvae2"
-    """Which one."""
+    """Which network: vqvae has one codebook, at a quarter of the size, vqvae2 another at an eighth."""
     options: dict[str, Any] = {}
     """Its constructor's arguments."""
     downscale: Annotated[int, Field(ge=1, le=8)] = 4
