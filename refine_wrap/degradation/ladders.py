@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RefineWrapError
+from .scene import LUMA
 from .settings import Jpeg, Noise
 from .synthetic import add_noise, as_float, compress, correlated, filtered, gaussian_kernel, streak_kernel, to_8bit
 
 Array = npt.NDArray[Any]
 Distortion = Callable[[Array, float, np.random.Generator], Array]
 """(H, W, 3) float32 RGB in [0, 1], strength, chance -> the same shape and type; values may leave [0, 1]."""
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Shares of red, green and blue in the luminance (ITU-R BT.601)."""
 
 
 def ladder(image: Array, name: str, strengths: Sequence[float], rng: np.random.Generator) -> list[Array]:

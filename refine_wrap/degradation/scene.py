@@ -13,6 +13,7 @@ from .settings import Holes, Light, Water
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Drawn = dict[str, Any]
+"""What was drawn, for a record: by part, the values in the words and units of `settings`; angles in radians."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """BT.601's weights of red, green and blue."""
 

@@ -8,18 +8,13 @@ generator in the same state gives the same pixels.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ImageError
-from .scene import drawn_from, to_linear, to_srgb, too_dark, under_water, with_holes, without_colour
+from .scene import Array, Drawn, drawn_from, to_linear, to_srgb, too_dark, under_water, with_holes, without_colour
 from .settings import Blur, Degradation, Jpeg, Noise, blur_radius, streak_radius
-
-Array = npt.NDArray[Any]
-Drawn = dict[str, Any]
-"""What was drawn, for a record: by part, the values in the words and units of `settings`; angles in radians."""
 
 
 def degrade(

@@ -40,5 +40,6 @@ def save_autoencoder(folder: str | Path, network: DualCodebookAutoencoder, **abo
         CheckpointError: it cannot be saved: values that are not finite.
         OutputError: the folder cannot be written; an adapter that was there is intact.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    return save_adapter(folder, Adapter(kind=KIND, config=network.config(), tensors=tensors, **about))
+    return save_adapter(
+        folder, Adapter(kind=KIND, config=network.config(), tensors=dict(network.state_dict()), **about)
+    )

@@ -58,6 +58,5 @@ def save_reconstructor(folder: str | Path, network: Reconstructor, **about: Any)
         CheckpointError: it cannot be saved: values that are not finite.
         OutputError: the folder cannot be written; an adapter that was there is intact.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     config = {"kind": network.kind, **network.config()}
-    return save_adapter(folder, Adapter(kind=KIND, config=config, tensors=tensors, **about))
+    return save_adapter(folder, Adapter(kind=KIND, config=config, tensors=dict(network.state_dict()), **about))

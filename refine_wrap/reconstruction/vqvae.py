@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,49 @@ def decoder(inside: int, outside: int, channels: int, res_blocks: int, res_chann
     return Stack(*blocks)
 
 
-class VQVAE(Reconstructor):
+class CodedReconstructor(Reconstructor):
+    """What both share: their arguments, and the codebooks they name."""
+
+    def __init__(
+        self,
+        channels: int = 128,
+        res_blocks: int = 2,
+        res_channels: int = 32,
+        width: int = 64,
+        codes: int = 512,
+        decay: float | None = 0.99,
+        restart_after: int | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2 or min(res_channels, width, codes) < 1 or res_blocks < 0:
+            raise RefineWrapError(
+                f"A VQ-VAE of channels={channels}, res_blocks={res_blocks}, res_channels={res_channels}, "
+                f"width={width}, codes={codes}",
+                "an even number of channels, no negative res_blocks, at least 1 of the others",
+            )
+        self._config = {
+            "channels": channels,
+            "res_blocks": res_blocks,
+            "res_channels": res_channels,
+            "width": width,
+            "codes": codes,
+            "decay": decay,
+            "restart_after": restart_after,
+        }
+
+        def book() -> VectorQuantizer:
+            return VectorQuantizer(codes, width, beta=1 / COMMITMENT, decay=decay, restart_after=restart_after)
+
+        self._build((channels, res_blocks, res_channels), width, book)
+
+    def _build(self, blocks: tuple[int, int, int], width: int, book: Callable[[], VectorQuantizer]) -> None:
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        return dict(self._config)
+
+
+class VQVAE(CodedReconstructor):
     """One codebook at a quarter of the size (van den Oord et al. 2017, arXiv 1711.00937).
 
     Args:
@@ -77,33 +120,18 @@ class VQVAE(Reconstructor):
     kind = "vqvae"
     stride = 4
 
-    def __init__(
-        self,
-        channels: int = 128,
-        res_blocks: int = 2,
-        res_channels: int = 32,
-        width: int = 64,
-        codes: int = 512,
-        decay: float | None = 0.99,
-        restart_after: int | None = None,
-    ) -> None:
-        super().__init__()
-        self._config = checked(channels, res_blocks, res_channels, width, codes, decay, restart_after)
-        blocks = (channels, res_blocks, res_channels)
+    def _build(self, blocks: tuple[int, int, int], width: int, book: Callable[[], VectorQuantizer]) -> None:
         self.enc = encoder(3, *blocks, stride=4)
-        self.quantize_conv = nn.Conv2d(channels, width, 1)
-        self.quantize = VectorQuantizer(codes, width, beta=1 / COMMITMENT, decay=decay, restart_after=restart_after)
+        self.quantize_conv = nn.Conv2d(blocks[0], width, 1)
+        self.quantize = book()
         self.dec = decoder(width, 3, *blocks, stride=4)
-
-    def config(self) -> dict[str, Any]:
-        return dict(self._config)
 
     def forward(self, image: Tensor) -> Reconstruction:
         found = self.quantize(self.quantize_conv(self.enc(image)))
         return Reconstruction(self.dec(found.latent), COMMITMENT * found.loss.mean())
 
 
-class VQVAE2(Reconstructor):
+class VQVAE2(CodedReconstructor):
     """Two codebooks, at a quarter and at an eighth of the size (Razavi et al. 2019, arXiv 1906.00446).
 
     By default as paper 3's first author trained it: 1,388,867 parameters beside the codebooks. Their names are those of
@@ -116,23 +144,8 @@ class VQVAE2(Reconstructor):
     kind = "vqvae2"
     stride = 8
 
-    def __init__(
-        self,
-        channels: int = 128,
-        res_blocks: int = 2,
-        res_channels: int = 32,
-        width: int = 64,
-        codes: int = 512,
-        decay: float | None = 0.99,
-        restart_after: int | None = None,
-    ) -> None:
-        super().__init__()
-        self._config = checked(channels, res_blocks, res_channels, width, codes, decay, restart_after)
-        blocks = (channels, res_blocks, res_channels)
-
-        def book() -> VectorQuantizer:
-            return VectorQuantizer(codes, width, beta=1 / COMMITMENT, decay=decay, restart_after=restart_after)
-
+    def _build(self, blocks: tuple[int, int, int], width: int, book: Callable[[], VectorQuantizer]) -> None:
+        channels = blocks[0]
         self.enc_b = encoder(3, *blocks, stride=4)
         self.enc_t = encoder(channels, *blocks, stride=2)
         self.quantize_conv_t = nn.Conv2d(channels, width, 1)
@@ -143,42 +156,12 @@ class VQVAE2(Reconstructor):
         self.upsample_t = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
         self.dec = decoder(2 * width, 3, *blocks, stride=4)
 
-    def config(self) -> dict[str, Any]:
-        return dict(self._config)
-
     def forward(self, image: Tensor) -> Reconstruction:
         below = self.enc_b(image)
         top = self.quantize_t(self.quantize_conv_t(self.enc_t(below)))
         bottom = self.quantize_b(self.quantize_conv_b(torch.cat((self.dec_t(top.latent), below), 1)))
         output = self.dec(torch.cat((self.upsample_t(top.latent), bottom.latent), 1))
         return Reconstruction(output, COMMITMENT * (top.loss.mean() + bottom.loss.mean()))
-
-
-def checked(
-    channels: int,
-    res_blocks: int,
-    res_channels: int,
-    width: int,
-    codes: int,
-    decay: float | None,
-    restart_after: int | None,
-) -> dict[str, Any]:
-    """The arguments of a VQ-VAE, as JSON."""
-    if channels < 2 or channels % 2 or min(res_channels, width, codes) < 1 or res_blocks < 0:
-        raise RefineWrapError(
-            f"A VQ-VAE of channels={channels}, res_blocks={res_blocks}, res_channels={res_channels}, width={width}, "
-            f"codes={codes}",
-            "an even number of channels, no negative res_blocks, at least 1 of the others",
-        )
-    return {
-        "channels": channels,
-        "res_blocks": res_blocks,
-        "res_channels": res_channels,
-        "width": width,
-        "codes": codes,
-        "decay": decay,
-        "restart_after": restart_after,
-    }
 
 
 def vqvae2_from_published(path: str | Path) -> VQVAE2:

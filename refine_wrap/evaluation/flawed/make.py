@@ -33,7 +33,8 @@ import torch
 
 from ... import __version__
 from ...degradation import Degradation, Noise, degrade
-from ...degradation.synthetic import Drawn, downsample
+from ...degradation.scene import Drawn
+from ...degradation.synthetic import downsample
 from ...errors import DataError, ImageError, OutputError, RefineWrapError
 from ...folder import OnDone, PathLike, Tally, atomic_path, list_images, plan_outputs
 from ...folder import shard as shard_of
