@@ -17,6 +17,7 @@ from common import side_by_side, write
 from refine_wrap import Recipe, RefineWrapper, load_backbone
 
 NAFNET_GOPRO = {"width": 32, "enc_blk_nums": [1, 1, 1, 28], "middle_blk_num": 1, "dec_blk_nums": [1, 1, 1, 1]}
+DAT = {"upscale": 4, "split_size": [8, 32], "depth": [6] * 6, "num_heads": [6] * 6, "expansion_factor": 4.0}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "SwinIR-M x4": ("SwinIR", {}),
     "HAT x4": ("HAT", {}),
@@ -24,6 +25,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "EDSR x4": ("EDSR", {}),
     "NAFNet-GoPro-32": ("NAFNet", NAFNET_GOPRO),
     "DnCNN colour, 20 layers": ("DnCNN", {"in_nc": 3, "out_nc": 3, "nc": 64, "nb": 20, "act_mode": "R"}),
+    "DAT x4": ("DAT", DAT),
+    "RCAN x4": ("RCAN", {"num_in_ch": 3, "num_out_ch": 3, "num_block": 20, "upscale": 4}),
+    "MSRResNet x4": ("MSRResNet", {}),
+    "SCUNet": ("SCUNet", {"in_nc": 3, "config": [4] * 7, "dim": 64}),
+    "Restormer": ("Restormer", {}),
+    "CodebookRestorer": ("CodebookRestorer", {}),
     "SRVGG x4 (animevideov3)": ("SRVGGNetCompact", {"num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"}),
 }
 RECIPES = {"SwinIR-M x4": "swinir_x4", "HAT x4": "hat_x4", "EDSR x4": "edsr_x4"}

@@ -76,22 +76,22 @@ def is_right(path: Path, digest: str) -> bool:
 
 
 @contextmanager
-def locked(path: PathLike) -> Iterator[None]:
+def locked(path: PathLike, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Hold the lock of a file that several processes write, `.STEM.lock` beside it; its folder is made.
 
     Raises:
-        OutputError: another process has held it for LOCK_SECONDS, or the folder cannot be written.
+        OutputError: another process has held it for so many seconds, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
     target = Path(path)
-    lock = FileLock(target.with_name(f".{target.stem}.lock"), timeout=LOCK_SECONDS)
+    lock = FileLock(target.with_name(f".{target.stem}.lock"), timeout=seconds)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise OutputError(
-            f"{target} has been locked by another process for {LOCK_SECONDS:.0f} s",
+            f"{target} is locked by another process" + (f", for {seconds:.0f} s now" if seconds else ""),
             "one that writes at a time",
             "wait for the other run, then run again",
         ) from None

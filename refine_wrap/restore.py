@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Notify = Callable[[int, int], None]
+Networks = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]
 Made = TypeVar("Made", Picture, Tensor)
 
 
@@ -31,8 +32,8 @@ def restore(
     image: str | Path | Picture | Tensor,
     output: str | Path | None = None,
     *,
-    strength: float | None = None,
-    quality: float | None = None,
+    strength: float | Tensor | None = None,
+    quality: float | Tensor | None = None,
     tile: int | str | None = "auto",
     halo: int | None = None,
     dtype: str = "float32",
@@ -52,8 +53,8 @@ def restore(
         wrapper: what restores; it runs in evaluation mode on its own device.
         image: a file, a `Picture`, or a tensor (B, 3, H, W) in [0, 1].
         output: file to write, by its suffix; None writes nothing.
-        strength: in [0, 1]; None is the adapter's default.
-        quality: in [0, 1], for a wrapper that knows it; None is the adapter's default.
+        strength: in [0, 1], a number, or (B,) for a tensor; None is the adapter's default.
+        quality: the same, for a wrapper that knows it.
         tile: "auto", a side in input pixels, or None for the whole image at once.
         halo: input pixels around a tile; None is the receptive field, at most 96.
         dtype: "float32", "bfloat16" or "float16", by autocast.
@@ -70,19 +71,25 @@ def restore(
         OutputError: the output cannot be written.
         RefineWrapError: an argument is wrong, or memory runs out at the smallest tile.
     """
-    network, exact_network = _networks(wrapper, strength, quality, dtype)
-    options: dict[str, Any] = {"tile": tile, "halo": halo, "float32": exact_network, "notify": notify}
+    wrapper.check_dials(strength, quality)
     if isinstance(image, Tensor):
         check_image(image)
+    options: dict[str, Any] = {"tile": tile, "halo": halo, "notify": notify}
+    batch = image if isinstance(image, Tensor) else torch.empty(1)
+    dials = zip(_each(strength, batch, "strength"), _each(quality, batch, "quality"), strict=True)
+    networks = [_networks(wrapper, *pair, dtype) for pair in dials]
+    if isinstance(image, Tensor):
         if not bool(torch.isfinite(image).all()):
             raise ImageError("The image holds values that are not finite", "values in [0, 1]")
         if output is not None:
             raise RefineWrapError("A tensor is restored and an output file is named", "a file or a Picture for that")
-        return torch.stack(
-            [_kept(wrapper, guard, partial(_restore_tensor, wrapper, network, one, **options)) for one in image]
-        )
+        made = [
+            _kept(wrapper, guard, partial(_restore_tensor, wrapper, each, one, **options))
+            for each, one in zip(networks, image, strict=True)
+        ]
+        return torch.stack(made)
     picture = image if isinstance(image, Picture) else read_image(image)
-    result = _kept(wrapper, guard, partial(_restore_picture, wrapper, network, picture, **options))
+    result = _kept(wrapper, guard, partial(_restore_picture, wrapper, networks[0], picture, **options))
     if output is not None:
         write_image(output, result, bits=bits, overwrite=overwrite)
     return result
@@ -104,9 +111,13 @@ class DoNoHarm:
         """Pictures, and those of which the backbone's output was kept."""
 
     def check(self, wrapper: RefineWrapper) -> None:
-        """Raises RefineWrapError: the judge, or a part of it, trained what is to be judged."""
+        """Raises RefineWrapError: nothing was added, or the judge, or a part of it, trained what is to be judged."""
         from .evaluation.gate import trainer
 
+        if wrapper.refiner is None and wrapper.quality_head is None:
+            raise RefineWrapError(
+                "Nothing was added to this backbone: there is nothing that a judge could keep out", "an adapter"
+            )
         entry = trainer(self.judge, wrapper.scorers)
         if entry is not None:
             raise RefineWrapError(
@@ -136,9 +147,18 @@ def _kept(wrapper: RefineWrapper, guard: DoNoHarm | None, make: Callable[[], Mad
     return bare if guard.worse(result, bare) else result
 
 
-def _restore_picture(
-    wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], picture: Picture, **options: Any
-) -> Picture:
+def _each(dial: float | Tensor | None, batch: Tensor, name: str) -> Sequence[float | None]:
+    """The dial of each image of a batch. Raises RefineWrapError, ImageError."""
+    from .quality.condition import quality_values
+
+    if isinstance(dial, Tensor):
+        values: list[float] = quality_values(dial, batch, name).tolist()
+        return values
+    check_share(**{name: dial})
+    return [dial] * len(batch)
+
+
+def _restore_picture(wrapper: RefineWrapper, networks: Networks, picture: Picture, **options: Any) -> Picture:
     picture = bleed_alpha(picture)
     result = picture.blank_like(picture.height * wrapper.scale, picture.width * wrapper.scale)
     device = wrapper.backbone.device
@@ -146,14 +166,12 @@ def _restore_picture(
     def read(top: int, left: int, height: int, width: int) -> Tensor:
         return picture.tensor(top, left, height, width, device=device)
 
-    _run(wrapper, network, read, result.put, picture.height, picture.width, **options)
+    _run(wrapper, networks, read, result.put, picture.height, picture.width, **options)
     result.alpha = resize_alpha(picture, result.height, result.width)
     return result
 
 
-def _restore_tensor(
-    wrapper: RefineWrapper, network: Callable[[Tensor], Tensor], image: Tensor, **options: Any
-) -> Tensor:
+def _restore_tensor(wrapper: RefineWrapper, networks: Networks, image: Tensor, **options: Any) -> Tensor:
     _, height, width = image.shape
     result = image.new_empty(3, height * wrapper.scale, width * wrapper.scale)
     device = wrapper.backbone.device
@@ -164,13 +182,13 @@ def _restore_tensor(
     def write(top: int, left: int, part: Tensor) -> None:
         result[:, top : top + part.shape[-2], left : left + part.shape[-1]] = part[0].clamp(0, 1)
 
-    _run(wrapper, network, read, write, height, width, **options)
+    _run(wrapper, networks, read, write, height, width, **options)
     return result
 
 
 def _run(
     wrapper: RefineWrapper,
-    network: Callable[[Tensor], Tensor],
+    networks: Networks,
     read: Callable[[int, int, int, int], Tensor],
     write: Callable[[int, int, Tensor], None],
     height: int,
@@ -178,12 +196,12 @@ def _run(
     *,
     tile: int | str | None,
     halo: int | None,
-    float32: Callable[[Tensor], Tensor] | None,
     notify: Notify | None,
 ) -> None:
     plan = plan_for(wrapper, height, width, tile, halo)
     if plan.tile is not None and not plan.exact:
         _notice(wrapper, plan)
+    network, float32 = networks
     with _evaluating(wrapper), torch.inference_mode():
         run_tiles(
             network,
@@ -211,13 +229,10 @@ def _evaluating(wrapper: RefineWrapper) -> Iterator[None]:
         wrapper.train(was_training)
 
 
-def _networks(
-    wrapper: RefineWrapper, strength: float | None, quality: float | None, dtype: str
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
+def _networks(wrapper: RefineWrapper, strength: float | None, quality: float | None, dtype: str) -> Networks:
     """The wrapper as image -> float32 image in the asked type, and in float32 where that is another."""
     if dtype not in DTYPES:
         raise RefineWrapError(f"dtype is {dtype!r}", "one of " + ", ".join(DTYPES))
-    check_share(strength=strength, quality=quality)
     if dtype == "float16" and not wrapper.backbone.spec.half_ok:
         raise RefineWrapError(
             f"float16 is not declared safe for {wrapper.backbone.spec.family}", "float32 or bfloat16 for this backbone"

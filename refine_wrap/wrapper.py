@@ -62,8 +62,10 @@ class RefineWrapper(nn.Module):
             self.quality_head = build_head(quality_head, self.backbone).to(self.backbone.device)
             self.quality_head.attach(self.backbone)
         self.strength, self.quality = strength, quality
-        self.scorers: list[str] = []
+        self.scorers: list[str] = list(getattr(self.backbone.module, "scorers", []))
         """Scorers that it was trained on, as an adapter records them: they do not judge what it makes."""
+        self.condition: Mapping[str, Any] | None = None
+        """How scores became the qualities that it was trained with, `refine_wrap.quality.Condition.to_dict()`."""
         self._disabled = False
         self.layers: LayerTrace | None = None  # worked out by `refine_wrap.restore.trace` when it is first needed
         self.tiles_noticed = False
@@ -98,10 +100,9 @@ class RefineWrapper(nn.Module):
 
         Raises:
             ImageError: the image, the strength or the quality has another shape or type, or is out of range.
-            RefineWrapError: quality is asked of a wrapper that does not know it.
+            RefineWrapError: quality or strength is asked of a wrapper that does not know it.
         """
-        if quality is not None and not self.knows_quality:
-            raise RefineWrapError("quality is given, but nothing here knows it: no quality head", "quality=None")
+        self.check_dials(strength, quality)
         if self._disabled:
             return self.restored(lq)
         wanted = self._wanted(lq, quality)
@@ -122,6 +123,7 @@ class RefineWrapper(nn.Module):
         # What is wanted waits in the head for the hook: another thread must not ask in between. A graph has no threads.
         with nullcontext() if torch.compiler.is_compiling() else self.quality_head.lock():
             self.quality_head.wanted = quality
+            self.quality_head.learns = self.quality_head.training and torch.is_grad_enabled()
             try:
                 steered: Tensor = self.backbone(lq)
             finally:
@@ -135,6 +137,15 @@ class RefineWrapper(nn.Module):
 
         check_image(lq)
         return quality_values(self.quality if quality is None else quality, lq)
+
+    def check_dials(self, strength: Strength | None, quality: Strength | None) -> None:
+        """Refuse a dial that nothing here has. Raises RefineWrapError."""
+        if quality is not None and not self.knows_quality:
+            came = "A quality is asked for, and nothing here knows it: no quality head"
+            raise RefineWrapError(came, "no quality, or an adapter with a quality head")
+        if strength is not None and self.refiner is None:
+            came = "A strength is asked for, and nothing here knows it: no refiner"
+            raise RefineWrapError(came, "no strength, or an adapter with a refiner")
 
     @property
     def adds_quality(self) -> bool:
@@ -268,7 +279,7 @@ class RefineWrapper(nn.Module):
         added = {f"{part}.{n}": v for part, module in self._added.items() for n, v in module.state_dict().items()}
         config: dict[str, Any] = {"refiner": None if self.refiner is None else self.refiner.config()}
         if self.adds_quality:
-            config["quality"] = self.quality
+            config |= {"quality": self.quality, "condition": self.condition}
         if self.quality_head is not None:
             config |= {"quality_head": self.quality_head.config(), "tap": self.quality_head.tap}
         adapter = Adapter(
@@ -342,7 +353,8 @@ class RefineWrapper(nn.Module):
             quality=adapter.config.get("quality", QUALITY),
         )
         wrapper._load_added(adapter.tensors, str(folder))
-        wrapper.scorers = list(adapter.scorers)
+        wrapper.condition = adapter.config.get("condition")
+        wrapper.scorers = list(dict.fromkeys([*wrapper.scorers, *adapter.scorers]))
         return wrapper.eval()
 
     def _load_added(self, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from refine_wrap import Picture, Recipe, RefineWrapError, RefineWrapper, load_backbone, read_image, write_image
 from refine_wrap.backbone import Backbone
 from refine_wrap.cli.main import app
-from refine_wrap.errors import RecipeError
+from refine_wrap.errors import ImageError, RecipeError
 from refine_wrap.hub import load_adapter, save_adapter
-from refine_wrap.quality import Condition
+from refine_wrap.quality import Condition, QualityHead
 from refine_wrap.quality.condition import Scale
 from refine_wrap.resources import weights_dir
 from refine_wrap.restore import DoNoHarm
@@ -356,8 +356,9 @@ def test_a_sheet_over_both_dials(place: Path, adapter: Path, tmp_path: Path) -> 
     result = restore(*common, "-o", tmp_path / "sheets")
     assert result.exit_code == 0, result.output
     sheet = read_image(tmp_path / "sheets/0.png").pixels
-    cell = 64 + 16 + 4, 64 + 4
+    cell = 64 + 16 + 4, sheet.shape[1] // 4
     assert sheet.shape == (cell[0] * 7, cell[1] * 4, 3), "the backbone's row and one a quality, a column a strength"
+    assert cell[1] > 64 + 4, "as wide as the longest label"
     wrapper = RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors")
     photo = read_image(place / "noisy/0.png")
     shown = sheet[cell[0] * 3 + 16 :][:64, cell[1] * 2 :][:, :64]
@@ -469,3 +470,118 @@ def test_info_tells_the_tap_and_the_cost(place: Path, adapter: Path) -> None:
     about = json.loads(result.stdout)
     assert about["kind"] == "adapter (quality)" and about["backbone"]["tap"]
     assert about["wrapped: macs"]["quality_head"] > 0
+
+
+# What would go wrong silently
+
+
+class Checkpointed(torch.nn.Module):
+    """A network whose middle is computed again in backward."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.first, self.middle, self.last = (torch.nn.Conv2d(*c, 3, padding=1) for c in ((3, 8), (8, 8), (8, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        y = checkpoint(lambda z: torch.relu(self.middle(z)), self.first(x), use_reentrant=self.reentrant)
+        return x + self.last(y)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tap_inside_a_checkpointed_region_is_refused(reentrant: bool) -> None:
+    def wrapper(tap: str) -> RefineWrapper:
+        body = Backbone(Checkpointed(reentrant), spec={"tap": tap})
+        return RefineWrapper(body, refiner=None, quality_head={"width": 4, "depth": 1}).train()
+
+    image = torch.rand(1, 3, 16, 16)
+    outside = wrapper("first")
+    outside(image, quality=0.5).mean().backward()
+    assert outside.quality_head is not None and outside.quality_head.gate.linear.weight.grad is not None
+    inside = wrapper("middle")
+    with pytest.raises(RefineWrapError, match="Conv2d is inside a checkpointed region"):
+        inside(image, quality=0.5).mean().backward()
+    with torch.no_grad():
+        inside(image, quality=0.5)
+    inside.eval()(image, quality=0.5)
+
+
+def test_networks_that_a_head_would_not_steer_are_refused() -> None:
+    network = torch.nn.Sequential(*(torch.nn.Conv2d(*c, 3, padding=1) for c in ((3, 8), (8, 3))))
+    head = QualityHead(8, width=4, depth=1)
+    for made, tap, words in (
+        (torch.jit.trace(network, torch.rand(1, 3, 8, 8)), "0", "traced or scripted"),
+        (torch.compile(network), "_orig_mod.0", "compiled already"),
+    ):
+        body = Backbone(made, replace(Backbone(network).spec, tap=tap))
+        with pytest.raises(RefineWrapError, match=words):
+            RefineWrapper(body, refiner=None, quality_head=head)
+
+
+@pytest.mark.parametrize("wrong", ["off", "", 0, 1.5, ["width"]])
+def test_what_is_no_head(wrong: Any) -> None:
+    with pytest.raises(RefineWrapError, match="quality_head is"):
+        RefineWrapper(torch.nn.Conv2d(3, 3, 3, padding=1), quality_head=wrong)
+
+
+def test_dials_that_nothing_has_are_refused(place: Path, adapter: Path, tmp_path: Path) -> None:
+    image = torch.rand(1, 3, 16, 16)
+    alone = RefineWrapper(load_backbone(place / "naf.safetensors"), refiner=None)
+    for strength in (0.5, float("nan"), torch.tensor([0.5])):
+        with pytest.raises(RefineWrapError, match="no refiner"):
+            alone(image, strength)
+        with pytest.raises(RefineWrapError, match="no refiner"):
+            alone.restore(image, strength=strength)
+    with pytest.raises(RefineWrapError, match="nothing that a judge could keep out"):
+        alone.restore(image, guard=DoNoHarm(Brightness()))
+    bare = restore(place / "noisy/0.png", "-b", place / "naf.safetensors", "-o", tmp_path / "b.png", "--strength", 0.5)
+    assert bare.exit_code == 2 and "no refiner" in bare.output
+    common = [place / "noisy/0.png", "-a", adapter, "-b", place / "naf.safetensors", "-o", tmp_path / "s.png"]
+    assert "a sheet has 8 bits" in restore(*common, "--sweep", "--bits", 16).output
+
+
+def test_each_image_of_a_batch_is_restored_at_its_own_dials(place: Path, adapter: Path) -> None:
+    wrapper = RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors")
+    images = torch.rand(2, 3, 24, 20)
+    strengths, qualities = torch.tensor([0.2, 0.8]), torch.tensor([0.1, 1.0])
+    made = wrapper.restore(images, strength=strengths, quality=qualities)
+    for each, image, strength, quality in zip(made, images, (0.2, 0.8), (0.1, 1.0), strict=True):
+        torch.testing.assert_close(each, wrapper.restore(image[None], strength=strength, quality=quality)[0])
+    assert not torch.equal(made, wrapper.restore(images))
+    for wrong in (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 1.5])):
+        with pytest.raises(ImageError, match="quality"):
+            wrapper.restore(images, quality=wrong)
+    with pytest.raises(ImageError, match="quality has shape"):
+        wrapper.restore(Picture(np.zeros((8, 8, 3), np.uint8)), quality=qualities)
+
+
+def test_labels_of_small_photos_fit_on_their_sheet(place: Path, adapter: Path, tmp_path: Path) -> None:
+    from refine_wrap.report.sweep import sweep_sheet
+
+    wrapper = RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors")
+    small = Picture(np.full((6, 5, 3), 90, np.uint8))
+    for name, values in (("short", [0.5]), ("long", [0.25])):
+        sweep_sheet(wrapper, small, tmp_path / f"{name}.png", qualities=values, strengths=values)
+    short, long = (read_image(tmp_path / f"{name}.png").pixels for name in ("short", "long"))
+    assert long.shape[1] > short.shape[1] > 60, "a cell is as wide as its label"
+
+
+def test_the_scores_are_written_down_and_the_condition_stays_with_the_head(place: Path, tmp_path: Path) -> None:
+    run = recipe(place, tmp_path / "run")
+    folder = finetune(run)
+    rows = [line.split("\t") for line in (run.folder / "qualities.tsv").read_text().splitlines()]
+    assert rows[0][:2] == ["image", "quality"] and rows[0][2].startswith("ranker@") and len(rows) == 9
+    wrapper = RefineWrapper.from_pretrained(folder, backbone=place / "naf.safetensors")
+    assert wrapper.condition is not None
+    condition = Condition.from_dict(wrapper.condition)
+    scores = [[float(row[2]) for row in rows[1:]]]
+    assert condition(scores).tolist() == pytest.approx([float(row[1]) for row in rows[1:]], abs=0.02)
+    assert condition.scorers == (rows[0][2],)
+    wrapper.save_pretrained(tmp_path / "again")
+    assert load_adapter(tmp_path / "again").config["condition"] == wrapper.condition
+    for wrong in ({}, {**wrapper.condition, "whole": [1, 0]}, {**wrapper.condition, "scales": 3}):
+        with pytest.raises(RefineWrapError, match="condition is damaged"):
+            Condition.from_dict(wrong)

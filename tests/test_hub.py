@@ -20,13 +20,15 @@ import torch
 import yaml
 from hub_server import ROOT, Olah, StubHub, call, call_hub, free_port, why_no_olah
 
-from refine_wrap import __version__, hub, resources
+from refine_wrap import Recipe, __version__, hub, load_backbone, resources
 from refine_wrap.errors import CheckpointError, HubError, OutputError, RecipeError, RefineWrapError
 from refine_wrap.hub import Adapter, disk, load_adapter, model_card, parse_reference, remote, resolve, save_adapter
 from refine_wrap.scorers.learned import LearnedScorer
 from refine_wrap.supervision import FrequencyMaskGenerator
+from refine_wrap.training.objectives import save_backbone
 
 FILES = {"adapter.safetensors", "adapter.json", "README.md"}
+NAFNET = {"width": 4, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]}
 SWINIR = "002_lightweightSR_DIV2K_s64w8_SwinIR-S_x2.pth"
 
 
@@ -876,6 +878,27 @@ def test_push_sends_the_adapters_files_and_nothing_else(stub: StubHub, saved: Pa
     for result, words in zip(results[3:], ("not logged in", "may not write", "no such organisation"), strict=True):
         refused(result, "Nothing was pushed to a40", words)
     assert len(stub.commits) == 3
+
+
+def test_push_sends_a_trained_backbone(stub: StubHub, tmp_path: Path) -> None:
+    body = load_backbone("NAFNet", options=NAFNET)
+    recipe = Recipe.load("nafnet_denoise", ["name=mine", "licence=CC0-1.0"])
+    folder = save_backbone(body, tmp_path, recipe, [{"name": "PSNR", "value": 30.0, "protocol": "p", "data": "d"}])
+    (folder / "lora").mkdir()
+    results = call_hub(stub.endpoint, tmp_path / "home", [call("push_folder", str(folder), "org/mine")], HF_TOKEN="t")
+    assert results[0].get("value") == f"{stub.endpoint}/org/mine", results
+    sent = stub.commits[0]
+    assert set(sent) == {"mine.safetensors", "backbone.json", "README.md"}
+    assert sent["mine.safetensors"] == (folder / "mine.safetensors").read_bytes()
+    card = sent["README.md"].decode()
+    assert 'load_backbone("hf://org/mine/mine.safetensors")' in card and "license: cc0-1.0" in card and "PSNR" in card
+    assert stub.messages == [f"Add a trained backbone (refine-wrap {__version__})"]
+    (folder / "backbone.json").write_text((folder / "backbone.json").read_text().replace(body.weights_hash(), "0" * 64))
+    with pytest.raises(CheckpointError, match="other weights"):
+        hub.push_folder(folder, "org/mine")
+    (folder / "backbone.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        hub.push_folder(folder, "org/mine")
 
 
 def test_push_of_a_broken_folder_asks_nobody(stub: StubHub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,17 @@ from refine_wrap import (
 from refine_wrap.cli.main import app
 from refine_wrap.errors import CheckpointError, ImageError, RecipeError
 from refine_wrap.hub import load_adapter
-from refine_wrap.quality import CodebookRestorer, DualCodebookAutoencoder, load_autoencoder, restorer_from_published
+from refine_wrap.quality import (
+    CodebookRestorer,
+    Condition,
+    DualCodebookAutoencoder,
+    load_autoencoder,
+    restorer_from_published,
+)
 from refine_wrap.quality.autoencoder import Generator, Layout
 from refine_wrap.quantize import VectorQuantizer, choose, silhouette, usage
 from refine_wrap.resources import weights_dir
+from refine_wrap.restore import DoNoHarm
 from refine_wrap.training import finetune
 from refine_wrap.training.codebook import CodesObjective
 from refine_wrap.training.objectives import build_objective
@@ -611,6 +618,81 @@ def test_the_stages_hand_on_what_they_made(trained: dict[str, Path]) -> None:
     for name in ("codes", "fuse"):
         scorers = json.loads((trained[name].parent / "backbone.json").read_text())["scorers"]
         assert sorted(entry.split("@")[0] for entry in scorers) == ["gauge", "ranker"]
+
+
+def test_codes_are_watched_without_validation_too(trained: dict[str, Path]) -> None:
+    run = [json.loads(line) for line in (trained["autoencoder"].parent / "metrics.jsonl").read_text().splitlines()]
+    measured = [line["measured"] for line in run if line["kind"] == "train"]
+    assert len(measured) == 100
+    for each in measured:
+        assert 0 < each["common codes used"] <= 1 <= each["common perplexity"] <= 16
+        assert -1 <= each["separation"] <= 1
+    assert any("HQ+ perplexity" in each for each in measured)
+    assert len({each["common perplexity"] for each in measured}) > 10
+
+
+def test_quality_means_the_same_in_all_stages(place: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    first = load_autoencoder(trained["autoencoder"])
+    assert first.condition is not None and first.condition["scorers"][0].startswith("ranker@")
+    for name in ("codes", "fuse"):
+        module = load_backbone(trained[name]).module
+        assert module.condition == first.condition
+    # On fewer images, a condition of their own would be another.
+    write_image(tmp_path / "photos/0.png", read_image(place / "photos/1.png"))
+    write_image(tmp_path / "photos/1.png", read_image(place / "photos/3.png"))
+    recipe = stage(tmp_path, tmp_path / "run", "codes", {"options": OWN, "start": str(trained["autoencoder"])})
+    objective = build_objective(recipe)
+    data, _ = objective.data(recipe)
+    scores = [[each[0] for each in objective.qualities.scores.values()]]
+    assert sorted(Condition.fit(scores)(scores)) == [0, 1]
+    assert max(float(data[i]["quality"]) for i in range(2)) < 0.9
+    other = Recipe.from_dict(recipe.to_dict() | {"quality": {"scorers": ["shipped:gauge"]}})
+    with pytest.raises(RefineWrapError, match="the same scorers in all stages"):
+        build_objective(other).data(other)
+
+
+def test_what_differs_between_the_stages_is_told(place: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    recipe = stage(place, tmp_path, "fuse", {"start": str(trained["codes"])})
+    other = recipe.to_dict()
+    other["data"]["degradation"]["noise"]["sigma"] = [20, 20]
+    with pytest.warns(RuntimeWarning, match=r"data\.degradation is not that of codebook\.start"):
+        build_objective(Recipe.from_dict(other))
+    options = {"options": {**OWN, "hq_threshold": 0.2}, "start": str(trained["autoencoder"])}
+    with pytest.warns(RuntimeWarning, match=r"HQ\+ takes part above 0\.2, and is trained above 0\.5"):
+        build_objective(stage(place, tmp_path, "codes", options))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"img_size": 30}, "multiple of the stride, 4"), ({"attn_resolutions": [4, 5]}, r"levels of \[5\]")],
+)
+def test_layouts_that_cannot_be(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(RefineWrapError, match=says):
+        DualCodebookAutoencoder(**{**LAYOUT, **options})
+
+
+def test_fidelity_on_the_command_line(place: Path, trained: dict[str, Path], tmp_path: Path) -> None:
+    common = ["restore", str(place / "photos/0.png"), "-b", str(trained["fuse"]), "--device", "cpu"]
+    for fidelity in ("0", "1.0"):
+        out = str(tmp_path / f"{fidelity}.png")
+        done = CliRunner().invoke(app, [*common, "-o", out, "--backbone-option", f"fidelity={fidelity}"])
+        assert done.exit_code == 0, done.output
+    body = load_backbone(trained["fuse"], options={"fidelity": 0.0})
+    expected = RefineWrapper(body, refiner=None).restore(read_image(place / "photos/0.png")).pixels
+    assert np.array_equal(read_image(tmp_path / "0.png").pixels, expected)
+    assert not np.array_equal(read_image(tmp_path / "1.0.png").pixels, expected)
+    for wrong, says in (("fidelity", "key=value"), ("fidelity=2", "fidelity=2"), ("fidlity=1", "fidlity")):
+        done = CliRunner().invoke(app, [*common, "-o", str(tmp_path / "x.png"), "--backbone-option", wrong])
+        assert done.exit_code == 2 and says in done.output, done.output
+    alone = [*common[:2], "-o", str(tmp_path / "x.png"), "--backbone-option", "fidelity=1"]
+    assert "without --backbone" in CliRunner().invoke(app, alone).output
+
+
+def test_scorers_of_a_trained_restorer_do_not_judge_it(trained: dict[str, Path]) -> None:
+    wrapper = RefineWrapper(load_backbone(trained["fuse"]))
+    assert sorted(entry.split("@")[0] for entry in wrapper.scorers) == ["gauge", "ranker"]
+    with pytest.raises(RefineWrapError, match="gauge cannot judge"):
+        DoNoHarm("shipped:gauge").check(wrapper)
 
 
 def test_the_autoencoder_learns_and_its_codes_are_used(trained: dict[str, Path]) -> None:

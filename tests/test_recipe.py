@@ -201,6 +201,17 @@ def test_overrides_win_and_are_yaml(tmp_path: Path) -> None:
     assert recipe.data.degradation.jpeg is not None and recipe.data.degradation.jpeg.quality == [50, 60]
 
 
+def test_a_degradation_by_the_name_of_its_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    wanted = Recipe.load("low_light").data.degradation
+    recipe = Recipe.load(path, ["data.degradation=low_light"])
+    assert wanted is not None and recipe.data.degradation == wanted
+    assert Recipe.from_dict(recipe.to_dict()) == recipe and recipe.to_dict()["data"]["degradation"]["light"]
+    for wrong in ("nothing_like_it", "quality"):
+        with pytest.raises(RecipeError, match=wrong):
+            Recipe.load(path, [f"data.degradation={wrong}"])
+
+
 @pytest.mark.parametrize(
     ("override", "came", "expected"),
     [

@@ -690,6 +690,17 @@ def test_an_output_that_cannot_be_written(photos: Path) -> None:
         finetune(small(photos), quiet=True)
 
 
+def test_two_runs_in_one_folder(photos: Path) -> None:
+    from refine_wrap.manifests import locked
+
+    recipe = small(photos)
+    with locked(recipe.folder / "run.json"):
+        with pytest.raises(OutputError, match=r"run\.json is locked by another process"):
+            finetune(recipe, quiet=True)
+        assert not (recipe.folder / "metrics.jsonl").exists()
+    finetune(recipe, quiet=True)
+
+
 # ---------------------------------------------------------------- Ctrl-C from outside
 
 SCRIPT = """

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,20 +97,41 @@ def tile_side(text: str) -> int | str | None:
     return int(text)
 
 
+def options_of(words: list[str] | None) -> dict[str, Any]:
+    """What `KEY=VALUE` words say, the values in YAML. Raises RecipeError."""
+    if not words:
+        return {}
+    from ..recipe.lines import Places, apply_override
+
+    options: dict[str, Any] = {}
+    places = Places()
+    for word in words:
+        apply_override(options, places, word)
+    return options
+
+
 def load_wrapper(
-    adapter: str | None, backbone: str | None, revision: str | None, other_weights: bool, device: str
+    adapter: str | None,
+    backbone: str | None,
+    revision: str | None,
+    other_weights: bool,
+    device: str,
+    options: Mapping[str, Any] | None = None,
 ) -> RefineWrapper:
     """The wrapper that the options name: an adapter, a bare backbone, both, or the shipped default."""
     from ..backbone import load_backbone
     from ..wrapper import RefineWrapper
 
+    if options and backbone is None:
+        raise RefineWrapError("--backbone-option is given without --backbone", "both")
+
     if adapter is None and backbone is not None:
         if revision is not None:
             raise RefineWrapError("--revision is given without --adapter", "hf://org/name/file@revision for a backbone")
-        return RefineWrapper(load_backbone(backbone, device=device), refiner=None).eval()
+        return RefineWrapper(load_backbone(backbone, options=options, device=device), refiner=None).eval()
     return RefineWrapper.from_pretrained(
         adapter or DEFAULT_ADAPTER,
-        backbone=backbone,
+        backbone=None if backbone is None else load_backbone(backbone, options=options, device=device),
         revision=revision,
         allow_other_weights=other_weights,
         device=device,

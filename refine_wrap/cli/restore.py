@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices, tile_side
+from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices, options_of, tile_side
 
 if TYPE_CHECKING:
     from ..wrapper import RefineWrapper
@@ -31,6 +31,14 @@ def restore(
             "--backbone",
             "-b",
             help="Backbone: a checkpoint, hf://org/name/file@revision, shipped:NAME. Alone it runs bare.",
+            show_default=False,
+        ),
+    ] = None,
+    backbone_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A constructor argument of the backbone that its file leaves open, e.g. fidelity=0.5.",
             show_default=False,
         ),
     ] = None,
@@ -94,11 +102,14 @@ def restore(
         )
     if sweep and (do_no_harm or quality is not None or strength is not None):
         raise RefineWrapError("--sweep is given with --quality, --strength or --do-no-harm", "--sweep by itself")
+    if sweep and bits == 16:
+        raise RefineWrapError("--sweep is given with --bits 16", "--sweep alone: a sheet has 8 bits")
     side = tile_side(tile)
+    given = options_of(backbone_option)
     inputs = list_images(image, recursive, skip=out) if image.is_dir() else [image]
     jobs = plan_outputs(inputs, image, out, ext=ext, suffix=suffix)
     with notices():
-        wrapper = load_wrapper(adapter, backbone, revision, allow_other_weights, device_named(device))
+        wrapper = load_wrapper(adapter, backbone, revision, allow_other_weights, device_named(device), given)
         options: dict[str, Any] = {"tile": side, "halo": halo, "dtype": dtype}
         if not sweep:
             options |= {"strength": strength, "quality": quality, "bits": bits}

@@ -6,12 +6,13 @@ from .card import model_card
 from .disk import TENSORS, load_adapter, save_adapter
 from .network import load_network
 from .reference import Reference, parse_reference
-from .remote import fetch_file, push_folder, resolve
+from .remote import TRAINED, fetch_file, push_folder, resolve
 
 __all__ = [
     "FORMAT_VERSION",
     "KINDS",
     "TENSORS",
+    "TRAINED",
     "WRAPPED",
     "Adapter",
     "Reference",

@@ -121,6 +121,10 @@ def _snippet(record: Mapping[str, Any], name: str) -> str:
     if record["kind"] in ALONE:
         module, load = ALONE[record["kind"]]
         return f'from {module} import {load}\n\n{record["kind"]} = {load}("{name}")'
+    if record["kind"] == "backbone" and "file" in record["config"]:
+        loaded = f'RefineWrapper(load_backbone("hf://{name}/{record["config"]["file"]}"), refiner=None)'
+        head = "from refine_wrap import RefineWrapper, load_backbone"
+        return f'{head}\n\nmodel = {loaded}\nmodel.restore("photo.jpg", "restored.png")'
     if record["kind"] not in WRAPPED:
         return f'from refine_wrap.hub import load_adapter, resolve\n\nadapter = load_adapter(resolve("{name}"))'
     weights = str(_source(record["backbone"]).get("weights", ""))
@@ -150,6 +154,8 @@ def _about_backbone(record: Mapping[str, Any]) -> str:
         ("weights hash", backbone.get("weights")),
     ]
     table = _table(("", ""), [(key, value) for key, value in rows if value is not None])
+    if record["kind"] == "backbone":
+        return table
     return table + "\n\nOnto a backbone of another structure it does not load; onto other weights only when asked to."
 
 
@@ -196,9 +202,10 @@ def _limits(record: Mapping[str, Any]) -> str:
 
 
 def _about_licences(record: Mapping[str, Any]) -> str:
-    rows: list[tuple[Any, ...]] = [("this adapter", record["licence"] or "not stated")]
+    this = "this backbone" if record["kind"] == "backbone" else "this adapter"
+    rows: list[tuple[Any, ...]] = [(this, record["licence"] or "not stated")]
     backbone = record["backbone"]
-    if backbone:
+    if backbone and record["kind"] != "backbone":
         reference = _hub_reference(backbone)
         listed = known_backbone(reference.repo, reference.path) if reference and reference.path else None
         licence = _source(backbone).get("licence") or (listed or {}).get("licence")

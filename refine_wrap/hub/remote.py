@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 from .. import __version__
 from ..errors import CheckpointError, HubError
 from ..resources import file_digest, known_backbone, shipped_weights, verify_file
+from .adapter import Adapter
 from .card import is_our_card, model_card
 from .disk import BACKBONE, CARD, DOCUMENT, TENSORS, check_is_adapter, difference, load_adapter, read_document
 from .failures import NotThereError, class_names, damaged, download_failure, push_failure
 from .reference import Reference, is_repo_name, parse_reference
 
+TRAINED = "backbone.json"
+"""Beside the weights of a trained backbone: what they are."""
 _FILE_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".pkl", ".bin", ".json", ".yaml", ".yml", ".zip"}
 
 
@@ -124,14 +128,14 @@ def _check_connection(reference: Reference, file: str) -> None:
 def push_folder(
     folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None, message: str | None = None
 ) -> str:
-    """Upload an adapter folder to the Hub as one commit; the repository and branch are made if they are missing.
+    """Upload an adapter or a trained backbone to the Hub as one commit; repository and branch are made if missing.
 
-    Only the adapter's own files go: `adapter.safetensors`, `adapter.json`, `README.md`, and `backbone.safetensors` if
-    `adapter.json` lists it. The folder is checked first, as for loading. A card of ours is written anew with the
-    repository's name in it.
+    Only their own files go: `adapter.safetensors`, `adapter.json`, `README.md`, and `backbone.safetensors` if
+    `adapter.json` lists it; of a backbone its weights, `backbone.json` and a card. The folder is checked first, as for
+    loading. A card of ours is written anew with the repository's name in it.
 
     Args:
-        folder: as written by `save_adapter`.
+        folder: as written by `save_adapter`, or the folder `backbone` of a training run.
         repo_id: `org/name`.
         private: for a repository that is made by this; one that exists stays as it is.
         revision: branch to push to.
@@ -141,7 +145,7 @@ def push_folder(
         The address of the repository (of the branch, if one is given).
 
     Raises:
-        CheckpointError: the folder is no adapter or is damaged.
+        CheckpointError: the folder is neither, or is damaged.
         HubError: malformed name, no network, no token, no rights, or the Hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -149,13 +153,18 @@ def push_folder(
     folder = Path(folder).expanduser()
     if not is_repo_name(repo_id):
         raise HubError(f"{repo_id!r} is not the name of a repository", "org/name")
-    adapter = load_adapter(folder)
+    if (folder / TRAINED).is_file() and not (folder / DOCUMENT).exists():
+        adapter = _trained_backbone(folder)
+        names = [adapter.config["file"], TRAINED]
+    else:
+        adapter = load_adapter(folder)
+        names = [TENSORS, DOCUMENT, *([BACKBONE] if BACKBONE in read_document(folder / DOCUMENT)["files"] else [])]
     card = folder / CARD
     readme = model_card(adapter, repo_id).encode() if is_our_card(card) else card.read_bytes()
-    names = [TENSORS, DOCUMENT, *([BACKBONE] if BACKBONE in read_document(folder / DOCUMENT)["files"] else [])]
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
     operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=readme))
-    message = message or f"Add a {adapter.kind} adapter (refine-wrap {__version__})"
+    what = "trained backbone" if adapter.kind == "backbone" else f"{adapter.kind} adapter"
+    message = message or f"Add a {what} (refine-wrap {__version__})"
     api = HfApi(library_name="refine-wrap", library_version=__version__)
     try:
         url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
@@ -165,3 +174,21 @@ def push_folder(
     except Exception as error:  # as in _download
         raise push_failure(error, repo_id) from error
     return url if revision is None else f"{url}/tree/{revision}"
+
+
+def _trained_backbone(folder: Path) -> Adapter:
+    """What the folder of a trained backbone records, without its tensors. Raises CheckpointError: it is damaged."""
+    from ..backbone import load_backbone
+
+    path = folder / TRAINED
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        file, weights = str(about["file"]), about["weights"]
+        known = {key: about[key] for key in ("recipe", "scorers", "metrics", "data", "licence", "version")}
+        record = {key: about.get(key) for key in ("family", "scale", "structure", "weights")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}", "as training wrote it") from None
+    if Path(file).name != file or load_backbone(folder / file).weights_hash() != weights:
+        raise CheckpointError(f"{folder}: {TRAINED} speaks of other weights than those of {file}", "files of one run")
+    source = {"arch": about.get("arch"), "weights": file}
+    return Adapter("backbone", {"file": file}, {}, {**record, "source": source}, **known)

@@ -110,6 +110,11 @@ class Layout:
         stride = 2 ** (len(self.ch_mult) - 1)
         object.__setattr__(self, "stride", stride)
         object.__setattr__(self, "side", self.img_size or min(self.attn_resolutions, default=16) * stride)
+        if self.side % stride:
+            raise RefineWrapError(f"img_size is {self.side}", f"a multiple of the stride, {stride}")
+        missing = sorted(set(self.attn_resolutions) - set(self.sizes))
+        if missing:
+            raise RefineWrapError(f"attn_resolutions names levels of {missing} pixels", f"some of {self.sizes}")
 
     @property
     def sizes(self) -> list[int]:

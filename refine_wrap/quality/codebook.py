@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -80,6 +80,7 @@ class DualCodebookAutoencoder(nn.Module):
         hq_weight: how much of HQ+ is added, alpha.
         fusion: how, see `CodebookFusion`; attention adds tensors that the official layout does not have.
         decay, restart_after: as in `VectorQuantizer`, for both codebooks; they add buffers.
+        condition: how scores became the qualities that it was trained with, `Condition.to_dict()`; it is only kept.
 
     Raises:
         RefineWrapError: an argument is out of range.
@@ -101,8 +102,10 @@ class DualCodebookAutoencoder(nn.Module):
         groups: int = GROUPS,
         decay: float | None = None,
         restart_after: int | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.condition = condition
         self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size, groups)
         check_share(hq_threshold=hq_threshold, hq_weight=hq_weight)
         self.hq_threshold, self.hq_weight = hq_threshold, hq_weight
@@ -181,4 +184,5 @@ def shared_config(network: DualCodebookAutoencoder | CodebookRestorer) -> dict[s
         "hq_threshold": network.hq_threshold,
         "hq_weight": network.hq_weight,
         "fusion": network.fusion_kind,
+        "condition": network.condition,
     }

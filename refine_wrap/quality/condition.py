@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,22 +56,49 @@ class Condition:
     """One for each scorer."""
     whole: Scale
     """Of their mean."""
+    scorers: tuple[str, ...] = ()
+    """Whose scores, `NAME@DIGEST` each."""
 
     @classmethod
-    def fit(cls, scores: Sequence[Sequence[float]], how: Normalise = "quantile") -> Condition:
+    def fit(
+        cls, scores: Sequence[Sequence[float]], how: Normalise = "quantile", scorers: Sequence[str] = ()
+    ) -> Condition:
         """Of a training set.
 
         Args:
             scores: for each scorer the scores of all images, higher is better.
             how: quantile: the share of the set that is worse, so that each part of the dial has as many images.
                 minmax: from the lowest to the highest score, as paper 2.
+            scorers: their names.
 
         Raises:
             RefineWrapError: no scores, one that is no number, or all are the same.
         """
         scales = tuple(Scale.fit(own, how) for own in scores)
         rows = [scale(own) for scale, own in zip(scales, scores, strict=True)]
-        return cls(scales, Scale.fit(np.mean(rows, 0).tolist(), how))
+        return cls(scales, Scale.fit(np.mean(rows, 0).tolist(), how), tuple(scorers))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Condition:
+        """What `to_dict` gave.
+
+        Raises:
+            RefineWrapError: it is something else.
+        """
+        try:
+            scales = tuple(Scale(tuple(map(float, knots))) for knots in values["scales"])
+            condition = cls(scales, Scale(tuple(map(float, values["whole"]))), tuple(map(str, values["scorers"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RefineWrapError(f"A condition is damaged: {error!r}", "scales, whole and scorers") from None
+        every = (*condition.scales, condition.whole)
+        if any(len(each.knots) < 2 or list(each.knots) != sorted(each.knots) for each in every):
+            raise RefineWrapError("A condition is damaged", "rising knots")
+        return condition
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, knots with six digits."""
+        *scales, whole = ([float(f"{knot:.6g}") for knot in scale.knots] for scale in (*self.scales, self.whole))
+        return {"scorers": list(self.scorers), "scales": scales, "whole": whole}
 
     def __call__(self, scores: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
         """The quality of each image, (images,) in [0, 1], from the scores of each scorer."""

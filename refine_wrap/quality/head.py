@@ -135,6 +135,8 @@ class QualityHead(nn.Module):
         """Whether the backbone runs each channel of an image by itself, one after the other."""
         self.wanted: Tensor | None = None
         """(B,), while a backbone runs that is to be steered; None leaves it alone."""
+        self.learns = False
+        """Whether it was trained when a backbone was steered last."""
         self.tap: str | None = None
         """The submodule that it was attached to last, by name."""
 
@@ -178,6 +180,10 @@ class QualityHead(nn.Module):
         Raises:
             RefineWrapError: there is no tap, or the backbone is compiled: its graph would not know of the head.
         """
+        if any(isinstance(module, torch.jit.ScriptModule) for module in backbone.modules()):
+            raise RefineWrapError(
+                "The backbone is a traced or scripted copy, which is not steered", "the network that it was made of"
+            )
         compiled = ("_compiled_call_impl", "_orig_mod")
         if any(getattr(module, name, None) is not None for module in backbone.modules() for name in compiled):
             raise RefineWrapError("The backbone is compiled already", "a head first, then torch.compile")
@@ -190,6 +196,13 @@ class QualityHead(nn.Module):
         take_off(backbone, lambda head: head is self)
 
     def _steer(self, module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        # A checkpointed region runs without gradients first, or once more in backward, when nobody asks for a quality.
+        if self.learns and (_in_backward() if self.wanted is None else not torch.is_grad_enabled()):
+            raise RefineWrapError(
+                f"The tapped {type(module).__name__} is inside a checkpointed region (or runs without gradients)",
+                "a tap that runs once, with gradients",
+                "switch activation checkpointing off, or tap another module: Backbone(network, spec={'tap': name})",
+            )
         if self.wanted is None:
             return None
         if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[1] != self.channels:
@@ -214,6 +227,11 @@ class QualityHead(nn.Module):
                 "Backbone(network, spec={'tap': name})",
             )
         return self.wanted[:1].expand(maps)
+
+
+def _in_backward() -> bool:
+    # As torch.utils.checkpoint asks it; there is no public way.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def normed(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,9 +298,9 @@ def build_head(head: bool | Mapping[str, Any] | nn.Module, backbone: Backbone) -
     """A head for a backbone: from True, from options of `QualityHead` (its channels are found), or as it is."""
     if isinstance(head, QualityHead):
         return head
-    if isinstance(head, nn.Module):
-        raise RefineWrapError(f"quality_head is a {type(head).__name__}", "True, options of QualityHead, or one")
-    options = dict(head) if isinstance(head, Mapping) else {}
+    if head is not True and not isinstance(head, Mapping):
+        raise RefineWrapError(f"quality_head is {head!r}", "True, options of QualityHead, one, or None")
+    options = {} if head is True else dict(head)
     channels = options.pop("channels", None) or tap_channels(backbone)
     try:
         return QualityHead(channels=channels, **options)

@@ -114,6 +114,8 @@ class CodebookRestorer(nn.Module):
         fidelity: what `fidelity=None` means: the weight w of the fuse blocks, 0 leaves them out. Only stage 3 trains
             them: in the published stage-2 checkpoints they are random.
         adain: give the codes the mean and deviation of the encoder's features.
+        condition: as in `DualCodebookAutoencoder`.
+        scorers: those that it was trained on, `NAME@DIGEST` each: they do not judge what it makes.
     """
 
     def __init__(
@@ -140,8 +142,11 @@ class CodebookRestorer(nn.Module):
         quality: float = 0.95,
         fidelity: float = 0.0,
         adain: bool = True,
+        condition: Mapping[str, Any] | None = None,
+        scorers: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.condition, self.scorers = condition, list(scorers)
         self.layout = Layout(nf, tuple(ch_mult), res_blocks, tuple(attn_resolutions), emb_dim, img_size, groups)
         if min(dim, heads, mlp) < 1 or layers < 0 or dim % heads:
             raise RefineWrapError(
@@ -204,6 +209,7 @@ class CodebookRestorer(nn.Module):
             "quality": self.quality,
             "fidelity": self.fidelity,
             "adain": self.adain,
+            "scorers": self.scorers,
         }
 
     def forward(self, image: Tensor, quality: Quality | None = None, fidelity: float | None = None) -> Tensor:

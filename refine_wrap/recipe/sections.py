@@ -164,6 +164,22 @@ class DataSource(Section):
     """Where it can be had."""
 
 
+@dataclass(frozen=True)
+class _OrNamed:
+    """Marks a degradation that may be given by a recipe's name too: it is that recipe's."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._named, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, *handler(schema)["anyOf"]]}
+
+    def _named(self, value: Any) -> Any:
+        from .degradation import load_degradation
+
+        return load_degradation([value]) if isinstance(value, str) else value
+
+
 class DataChoice(Section):
     """The images, and how samples are made of them."""
 
@@ -171,8 +187,9 @@ class DataChoice(Section):
     """Training images."""
     validation: ValidationFolders | None = None
     """Validation images; null: no validation."""
-    degradation: Degradation | None = None
-    """How low quality is made from ground truth where there are no lq folders."""
+    degradation: Annotated[Degradation | None, _OrNamed()] = None
+    """How low quality is made from ground truth where there are no lq folders; or the recipe, by name or file, whose
+    degradation it is."""
     crop: Annotated[int, Field(ge=8, le=2048)] = 128
     """Side of a training crop in ground-truth pixels, a multiple of the scale. Smaller images are mirrored up to it."""
     samples_per_image: Count = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def sweep_sheet(
     with wrapper.disabled():
         bare = _labelled(wrapper.restore(shown, **options), "backbone")
     grid = [[cell(quality, strength) for strength in columns] for quality in rows]
-    height, width = bare.height + GAP, bare.width + GAP
+    height, width = bare.height + GAP, max(each.width for row in [[bare], *grid] for each in row) + GAP
     sheet = np.full((height * (len(rows) + 1), width * len(columns), 3), 255, np.uint8)
     for row, cells in enumerate([[bare], *grid]):
         for column, each in enumerate(cells):
@@ -83,7 +84,8 @@ def _labelled(picture: Picture, text: str) -> Any:
     from PIL import Image, ImageDraw
 
     small = Picture((picture.pixels >> 8).astype(np.uint8)) if picture.bits == 16 else picture
-    image = Image.new("RGB", (picture.width, picture.height + LABEL), "white")
+    needed = 4 + math.ceil(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(text))
+    image = Image.new("RGB", (max(picture.width, needed), picture.height + LABEL), "white")
     image.paste(small.to_pil().convert("RGB"), (0, LABEL))
     ImageDraw.Draw(image).text((2, 2), text, fill="black")
     return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..errors import RefineWrapError
-from ..quality import CodebookRestorer, DualCodebookAutoencoder, load_autoencoder, save_autoencoder
-from ..quantize import silhouette, usage
+from ..hub import TRAINED
+from ..quality import CodebookRestorer, Condition, DualCodebookAutoencoder, load_autoencoder, save_autoencoder
+from ..quantize import VectorQuantizer, silhouette, usage
 from .data import ImageData, training_data, validation_data
 from .losses import LossSet
 from .objectives import ImageObjective, card_facts, save_backbone
-from .quality import add_qualities
+from .quality import QUALITIES, add_qualities, scorer_names
 from .scorer_losses import differentiable_scorers, scorable
 
 if TYPE_CHECKING:
@@ -35,16 +37,27 @@ class CodebookObjective(ImageObjective):
     def __init__(self, losses: LossSet, choice: CodebookChoice, scorers: list[Scorer]) -> None:
         super().__init__(losses)
         self.choice, self.scorers = choice, scorers
-        self.trained_on = [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
+        self.trained_on = scorer_names(scorers)
         """Scorers that took part, which may not judge the result."""
+
+    @property
+    def conditioned(self) -> DualCodebookAutoencoder | CodebookRestorer:
+        """The network that keeps how scores became qualities; where a stage before has said it, it stays so."""
+        raise NotImplementedError
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         with recipe.at("data.train"):
             train = training_data(recipe, 1)
         with recipe.at("data.validation"):
             validation = validation_data(recipe, 1)
-        add_qualities(recipe, train, self.scorers)
+        network = self.conditioned
+        known = None if network.condition is None else Condition.from_dict(network.condition)
+        self.qualities = add_qualities(recipe, train, self.scorers, known)
+        network.condition = self.qualities.condition.to_dict()
         return train, validation
+
+    def begin(self, folder: Path) -> None:
+        self.qualities.write(folder / QUALITIES)
 
 
 class AutoencoderObjective(CodebookObjective):
@@ -60,13 +73,41 @@ class AutoencoderObjective(CodebookObjective):
     ) -> None:
         super().__init__(losses, choice, scorers)
         self.network = network
+        self.chosen: dict[str, list[Tensor]] = {}
+        """Indices of the codes of the batches since `measured`, by book."""
+
+    @property
+    def conditioned(self) -> DualCodebookAutoencoder:
+        return self.network
 
     @property
     def scale(self) -> int:
         return 1
 
+    def books(self) -> dict[str, VectorQuantizer]:
+        """The codebooks that there are, by what they are called."""
+        both = {"common": self.network.quantize, "HQ+": self.network.quantize_aesthetic}
+        return {name: book for name, book in both.items() if book is not None}
+
+    def measured(self) -> dict[str, float]:
+        """How many codes the batches used, their perplexity (HQ+: of good images alone), how separate the books are."""
+        found: dict[str, float] = {}
+        for name, chosen in self.chosen.items():
+            index = torch.cat(chosen)
+            if len(index):
+                used = usage(index, self.books()[name].codes)
+                found |= {f"{name} codes used": used[0], f"{name} perplexity": used[1]}
+        if found and len(self.books()) == 2:
+            found["separation"] = silhouette(*(book.embedding.weight.detach() for book in self.books().values()))
+        self.chosen = {}
+        return found
+
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         made = self.network(batch["gt"] * 2 - 1, batch["quality"])
+        good = batch["quality"] > self.network.hq_threshold
+        for name, index in (("common", made.index_common), ("HQ+", made.index_hq[good])):
+            if name in self.books():
+                self.chosen.setdefault(name, []).append(index.detach().flatten())
         terms = self.compare((made.output + 1) / 2, batch["gt"])
         return {
             **terms,
@@ -90,16 +131,13 @@ class AutoencoderObjective(CodebookObjective):
         count = len(data) if limit is None else min(limit, len(data))
         images = (data[i]["gt"][None].to(device) * 2 - 1 for i in range(count))
         indices = [_padded(image, self.network.stride, self.network.indices, crop=False) for image in images]
-        books = {"common": self.network.quantize, "HQ+": self.network.quantize_aesthetic}
         about = f"{count} images"
-        for place, (name, book) in enumerate(books.items()):
-            if book is not None:
-                used, perplexity = usage(torch.cat([each[:, place].flatten() for each in indices]), book.codes)
-                for what, value in (("codes used", used), ("perplexity", perplexity)):
-                    found.append({"name": f"{name} {what}", "value": value, "protocol": "nearest codes", "data": about})
-        if self.network.quantize_aesthetic is not None:
-            weights = [book.embedding.weight.detach() for book in books.values() if book is not None]
-            value = silhouette(*weights)
+        for place, (name, book) in enumerate(self.books().items()):
+            used, perplexity = usage(torch.cat([each[:, place].flatten() for each in indices]), book.codes)
+            for what, value in (("codes used", used), ("perplexity", perplexity)):
+                found.append({"name": f"{name} {what}", "value": value, "protocol": "nearest codes", "data": about})
+        if len(self.books()) == 2:
+            value = silhouette(*(book.embedding.weight.detach() for book in self.books().values()))
             found.append({"name": "separation", "value": value, "protocol": "silhouette of the codes", "data": "codes"})
         return found
 
@@ -141,7 +179,10 @@ class CodesObjective(CodebookObjective):
     ) -> None:
         super().__init__(losses, choice, scorers)
         self.restorer, self.autoencoder, self.raised = restorer, autoencoder, nn.ModuleList(raised)
-        self.trained_on += [f"{scorer.name}@{scorer.digest()}" for scorer in raised]
+        # What trained a stage before, trained this one.
+        before = [] if autoencoder is not None else restorer.scorers
+        self.trained_on = list(dict.fromkeys([*self.trained_on, *scorer_names(raised), *before]))
+        restorer.scorers = self.trained_on
         self.body = Backbone(restorer, source={"arch": "CodebookRestorer", "options": restorer.config()})
         restorer.requires_grad_(False)
         parts: list[nn.Module] = [restorer.fuse_convs_dict]
@@ -157,6 +198,10 @@ class CodesObjective(CodebookObjective):
     @property
     def backbone(self) -> Backbone:
         return self.body
+
+    @property
+    def conditioned(self) -> CodebookRestorer:
+        return self.restorer
 
     def train(self, mode: bool = True) -> CodesObjective:
         super().train(mode)
@@ -208,6 +253,7 @@ class CodesObjective(CodebookObjective):
 
     def save(self, folder: Path, recipe: Recipe, metrics: list[dict[str, Any]]) -> Path:
         """`NAME.safetensors`, which `load_backbone` reads, and `backbone.json` about it."""
+        self.body.source["options"] = self.restorer.config()  # with how scores became qualities
         return save_backbone(self.body, folder, recipe, metrics, self.trained_on)
 
 
@@ -245,6 +291,10 @@ def _stage(recipe: Recipe, losses: LossSet) -> AutoencoderObjective | CodesObjec
             with recipe.at("codebook.options", "codebook"):
                 options = {"quality": condition.default, **choice.options}
                 restorer = CodebookRestorer.of_autoencoder(autoencoder, **options)
+            if restorer.hq_threshold is None or restorer.hq_threshold < autoencoder.hq_threshold:
+                text = f"HQ+ takes part above {restorer.hq_threshold or 0:g}, and is trained above "
+                text += f"{autoencoder.hq_threshold:g} alone: between the two its codes mean nothing"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
             return CodesObjective(restorer, autoencoder, losses, choice, scorers, raised)
     except TypeError as error:
         raise recipe.refuse("codebook.options", f"The network cannot be built: {error}") from None
@@ -253,12 +303,19 @@ def _stage(recipe: Recipe, losses: LossSet) -> AutoencoderObjective | CodesObjec
         if not isinstance(module, CodebookRestorer):
             raise RefineWrapError(f"{choice.start} is a {type(module).__name__}", "a CodebookRestorer, of stage codes")
     module.quality, module.fidelity = condition.default, 1.0
-    made = CodesObjective(module, None, losses, choice, scorers, [])
-    about = Path(str(choice.start)).with_name("backbone.json")
-    if about.is_file():  # what trained the stage before, trained this one
-        before = json.loads(about.read_text(encoding="utf-8")).get("scorers", [])
-        made.trained_on = list(dict.fromkeys([*made.trained_on, *before]))
-    return made
+    _compare_degradations(recipe, Path(str(choice.start)).with_name(TRAINED))
+    return CodesObjective(module, None, losses, choice, scorers, [])
+
+
+def _compare_degradations(recipe: Recipe, about: Path) -> None:
+    """Warn where the stage before met other low-quality images: its codes were learned for those."""
+    if not about.is_file():
+        return
+    before = json.loads(about.read_text(encoding="utf-8"))["recipe"]["data"]["degradation"]
+    own = recipe.to_dict()["data"]["degradation"]
+    if before != own:
+        text = "data.degradation is not that of codebook.start, whose codes were learned for that"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _padded(image: Tensor, stride: int, network: Any, crop: bool = True) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,15 @@ class Monitor:
         """One line on the terminal."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def step(self, step: int, result: StepResult, wait: float, every: int) -> None:
-        """After each step. Writes a line every `every` steps and at the end."""
+    def step(
+        self,
+        step: int,
+        result: StepResult,
+        wait: float,
+        every: int,
+        measured: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        """After each step. Writes a line every `every` steps and at the end, with what is measured then."""
         self.wait += wait
         self.count += 1
         self.skipped += not result.finite
@@ -91,6 +98,7 @@ class Monitor:
         seconds = time.perf_counter() - self.since
         done = max(self.count - self.skipped, 1)
         means = {name: value / done for name, value in self.sums.items()}
+        more = measured()
         line = {
             "kind": "train",
             "step": step,
@@ -101,6 +109,7 @@ class Monitor:
             "seconds_per_step": seconds / self.count,
             "data_wait_share": min(self.wait / max(seconds, 1e-9), 1.0),
             "skipped": self.skipped,
+            **({"measured": more} if more else {}),
         }
         self.write(line)
         left = (self.steps - step) * seconds / self.count
@@ -147,7 +156,8 @@ def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a line by name, as trackers take them."""
     if line["kind"] == "validation":
         return {f"validation/{metric['name']}": metric["value"] for metric in line["metrics"]}
-    losses = {f"train/{name}": value for name, value in (line["losses"] | line.get("adversary", {})).items()}
+    figures = line["losses"] | line.get("adversary", {}) | line.get("measured", {})
+    losses = {f"train/{name}": value for name, value in figures.items()}
     return {**losses, **{f"train/{name}": line[name] for name in ("loss", "learning_rate", "seconds_per_step")}}
 
 

@@ -44,6 +44,13 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def begin(self, folder: Path) -> None:
+        """Write what is known before the first step into the run's folder; the first process is asked."""
+
+    def measured(self) -> dict[str, float]:
+        """Figures of the batches since it was asked last, for metrics.jsonl, beside the losses."""
+        return {}
+
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         raise NotImplementedError
 
@@ -421,6 +428,7 @@ def save_backbone(
     """
     from .. import __version__
     from ..folder import atomic_path
+    from ..hub import TRAINED
 
     target = backbone.save_published(folder / "backbone" / f"{recipe.name}.safetensors")
     about = {
@@ -439,6 +447,6 @@ def save_backbone(
         "licence": recipe.licence,
         "version": __version__,
     }
-    with atomic_path(target.parent / "backbone.json") as temporary:
+    with atomic_path(target.parent / TRAINED) as temporary:
         temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return target.parent

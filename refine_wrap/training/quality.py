@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..degradation.synthetic import as_float
-from ..errors import ImageError
+from ..errors import ImageError, RefineWrapError
+from ..manifests import write_text
 from ..quality import Condition
 from ..scorers.cache import Kept, ScoreCache, scorer_key
 from ..wrapper import RefineWrapper
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..scorers import Scorer
 
+QUALITIES = "qualities.tsv"
 SHOWN_QUALITIES = (0.1, 0.5, 0.9)
 """What a head is validated at."""
 
@@ -43,7 +45,7 @@ class QualityObjective(WrapperObjective):
     def __init__(
         self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer], match_scores: float = 0.0
     ) -> None:
-        super().__init__(wrapper, losses, [f"{scorer.name}@{scorer.digest()}" for scorer in scorers])
+        super().__init__(wrapper, losses, scorer_names(scorers))
         self.scorers, self.match_scores = list(scorers), match_scores
         self.trained_with = nn.ModuleList(scorers if match_scores else [])
 
@@ -72,11 +74,16 @@ class QualityObjective(WrapperObjective):
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
         """As any image objective's, and the quality of each ground truth."""
         train, validation = super().data(recipe)
-        add_qualities(recipe, train, self.scorers)
+        self.qualities = add_qualities(recipe, train, self.scorers)
+        self.wrapper.condition = self.qualities.condition.to_dict()
         return train, validation
 
+    def begin(self, folder: Path) -> None:
+        self.qualities.write(folder / QUALITIES)
+
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        output = self.wrapper(batch["lq"], batch["strength"], batch["quality"])
+        strength = None if self.wrapper.refiner is None else batch["strength"]
+        output = self.wrapper(batch["lq"], strength, batch["quality"])
         terms = self.compare(output, batch["gt"])
         for scorer in self.trained_with:
             with torch.no_grad():
@@ -110,13 +117,23 @@ class QualityObjective(WrapperObjective):
         return found
 
 
-def add_qualities(recipe: Recipe, data: ImageData, scorers: Sequence[Scorer]) -> None:
+def scorer_names(scorers: Sequence[Scorer]) -> list[str]:
+    """`NAME@DIGEST` each."""
+    return [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
+
+
+def add_qualities(
+    recipe: Recipe, data: ImageData, scorers: Sequence[Scorer], condition: Condition | None = None
+) -> Qualities:
     """Have the samples of a recipe with `quality` hold their ground truth's quality too.
 
     Each process scores a part of the ground truths on its device, and reads the others' scores from the cache.
 
+    Args:
+        condition: that of an earlier stage, whose qualities must mean the same; None: it is fitted to this set.
+
     Raises:
-        RefineWrapError: an image cannot be scored, or all have the same score.
+        RefineWrapError: an image cannot be scored, all have the same score, or the condition is of other scorers.
     """
     from accelerate.state import PartialState
 
@@ -130,18 +147,40 @@ def add_qualities(recipe: Recipe, data: ImageData, scorers: Sequence[Scorer]) ->
             state.wait_for_everyone()
         found = score_items(data.store, truths, scorers, ScoreCache.default(), state.device)
         scores = list(map(list, zip(*found.values(), strict=True)))
-        condition = Condition.fit(scores, recipe.quality.normalise)
-    data.also = Qualities(dict(zip(found, condition(scores).tolist(), strict=True)))
+        names = scorer_names(scorers)
+        if condition is None:
+            condition = Condition.fit(scores, recipe.quality.normalise, names)
+        elif list(condition.scorers) != names:
+            raise RefineWrapError(
+                f"The qualities of codebook.start are of {', '.join(condition.scorers)}, these of {', '.join(names)}",
+                "the same scorers in all stages",
+            )
+        qualities = condition(scores).tolist()
+    data.also = Qualities(dict(zip(found, qualities, strict=True)), found, condition)
+    return data.also
 
 
 class Qualities:
-    """Adds the ground truth's `quality` () to a sample."""
+    """Adds the ground truth's `quality` () to a sample.
 
-    def __init__(self, known: Mapping[Item, float]) -> None:
-        self.known = known
+    Args:
+        known: the quality of each ground truth.
+        scores: by each scorer, higher is better, in the order of `condition.scorers`.
+        condition: how the one became the other.
+    """
+
+    def __init__(self, known: Mapping[Item, float], scores: Mapping[Item, list[float]], condition: Condition) -> None:
+        self.known, self.scores, self.condition = known, scores, condition
 
     def __call__(self, sample: Sample, files: Sequence[Item]) -> Sample:
         return {"quality": torch.tensor(self.known[files[0]], dtype=torch.float32)}
+
+    def write(self, path: Path) -> None:
+        """A table for people: image, quality, scores. Raises OutputError."""
+        rows = [("image", "quality", *self.condition.scorers)]
+        for item, scores in self.scores.items():
+            rows.append((str(item), *(f"{value:.6g}" for value in (self.known[item], *scores))))
+        write_text(path, "".join("\t".join(row) + "\n" for row in rows))
 
 
 @torch.no_grad()

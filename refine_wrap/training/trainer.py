@@ -20,13 +20,14 @@ from torch.utils.data import Dataset
 
 from ..errors import OutputError, TrainingError
 from ..folder import shard
+from ..manifests import locked
 from ..recipe import Recipe, TrainChoice
 from .activations import checkpoint_activations
 from .adversary import Adversary
 from .checkpoint import Average, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from .data import ImageData, Sample, StepBatches, loader
 from .frozen import FrozenData, fill, frozen_data, needed
-from .monitor import Monitor, open_run
+from .monitor import ABOUT, Monitor, open_run
 from .objectives import ImageObjective, Objective, RefineObjective, build_objective
 
 MOST_SKIPPED = 5
@@ -73,13 +74,15 @@ def finetune(recipe: Recipe | str | Path, *, resume: str | Path = "auto", quiet:
         RecipeError: the recipe does not fit the backbone, the machine or the run that is resumed.
         DataError: the images cannot be used.
         CheckpointError: the backbone's weights or the checkpoints cannot be read.
-        OutputError: the run's folder cannot be written.
+        OutputError: the run's folder cannot be written, or another process trains in it.
         TrainingError: the loss was not finite for several steps in a row.
         KeyboardInterrupt: Ctrl-C (or SIGTERM), after the step was finished and a checkpoint saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     with threads(recipe.train.threads), interruptions() as interrupted:
-        return _train(prepare(recipe, resume), quiet, interrupted)
+        run = prepare(recipe, resume)
+        with locked(recipe.folder / ABOUT, 0) if run.first else nullcontext():
+            return _train(run, quiet, interrupted)
 
 
 @dataclass
@@ -190,7 +193,7 @@ def _train(run: Run, quiet: bool, interrupted: list[int]) -> Path:
             done, last = step + 1, step + 1 == options.steps
             result = take_step(run, step, batch, interrupted)
             failures = [] if result.finite else [*failures, batch["name"]]
-            monitor.step(done, result, waited, options.log_every)
+            monitor.step(done, result, waited, options.log_every, objective.measured)
             if len(failures) >= MOST_SKIPPED:
                 advice = (
                     f"look at these files, lower train.learning_rate or use float32; checkpoints are in {checkpoints}"
@@ -329,6 +332,7 @@ def _open(run: Run) -> None:
                 "unreadable": sorted(map(str, run.data.store.unreadable)),
             },
         )
+        run.objective.begin(run.recipe.folder)
     run.accelerator.wait_for_everyone()
 
 
@@ -522,6 +526,7 @@ def _headline(run: Run) -> str:
     trained = sum(parameter.numel() for parameter in run.objective.parameters())
     text = f"{recipe.name}: {recipe.objective}, {trained / 1e6:.2f} M parameters trained on {run.accelerator.device}, "
     text += f"{len(run.data.store.rows)} images, {recipe.train.steps} steps, in {recipe.folder}"
+    text += "" if run.validation is not None else "; no data.validation: nothing is validated"
     return text + (f"; resumed at step {start}" if start else "")
 
 
