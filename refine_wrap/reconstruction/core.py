@@ -69,9 +69,7 @@ class Reconstructor(nn.Module):
         """
         check_image(image)
         height, width = image.shape[-2:]
-        right, below = (
-            max(0, self.stride - side) if self.fixed else -side % self.stride for side in (width, height)
-        )
+        right, below = (max(0, self.stride - side) if self.fixed else -side % self.stride for side in (width, height))
         padded = F.pad(image, (0, right, 0, below), mode="replicate")
         shown = padded if half_range else padded * 2 - 1
         was_training = self.training

@@ -46,7 +46,7 @@ class DDIM(Reconstructor):
     ) -> None:
         super().__init__()
         channels, attention = list(channels), list(attention)
-        self._config = {
+        self._config: dict[str, Any] = {
             "channels": channels,
             "layers": layers,
             "attention": attention,
@@ -68,7 +68,7 @@ class DDIM(Reconstructor):
             layers_per_block=layers,
             down_block_types=tuple("AttnDownBlock2D" if at in attention else "DownBlock2D" for at in sizes),
             up_block_types=tuple("AttnUpBlock2D" if at in attention else "UpBlock2D" for at in reversed(sizes)),
-            norm_num_groups=math.gcd(32, *channels),
+            norm_num_groups=math.gcd(32, *(width // 4 for width in channels)),
             attention_head_dim=None,  # one head, as published, and the three below too
             norm_eps=1e-6,
             flip_sin_to_cos=False,
@@ -102,7 +102,7 @@ class DDIM(Reconstructor):
         return image
 
     def config(self) -> dict[str, Any]:
-        return {**self._config, "channels": list(self._config["channels"])}
+        return dict(self._config)
 
 
 def _diffusers() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +35,8 @@ class MAE(Reconstructor):
 
     kind = "mae"
     fixed = True
+    places: Tensor
+    decoder_places: Tensor
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class MAE(Reconstructor):
         masked_in_use: float = 0.0,
     ) -> None:
         super().__init__()
-        self._config = {
+        self._config: dict[str, Any] = {
             "size": size,
             "patch": patch,
             "dim": dim,
@@ -133,15 +134,16 @@ class MAE(Reconstructor):
 
 def _transformer(dim: int, depth: int, heads: int) -> nn.Sequential:
     """(B, n, dim) -> (B, n, dim)."""
+    from timm.layers.norm import LayerNorm
     from timm.models.vision_transformer import Block
 
-    norm = partial(nn.LayerNorm, eps=1e-6)
-    return nn.Sequential(*(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)), norm(dim))
+    blocks = (Block(dim, heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+    return nn.Sequential(*blocks, LayerNorm(dim, eps=1e-6))
 
 
 def _positions(across: int, dim: int) -> Tensor:
     """Sines and cosines of both coordinates, (across^2, dim)."""
-    from timm.layers import build_sincos2d_pos_embed
+    from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
     places: Tensor = build_sincos2d_pos_embed([across, across], dim)
     return places
