@@ -24,8 +24,8 @@ class Reconstruction(NamedTuple):
 class Reconstructor(nn.Module):
     """Paints an image again; the less it was trained, the worse.
 
-    A subclass has `forward` and `config`, and says of itself what stands below. In training `forward` may draw; in
-    evaluation mode what it draws, if anything, is not shown: see `paint`.
+    A subclass has `forward` and `config`, and says of itself what stands below. `forward`, a training step, may leave
+    something to chance; `paint` may not.
 
     Source: "Undertrained Image Reconstruction" (arXiv 2503.02767), 3.1.
     """

@@ -69,7 +69,7 @@ class DDIM(Reconstructor):
             down_block_types=tuple("AttnDownBlock2D" if at in attention else "DownBlock2D" for at in sizes),
             up_block_types=tuple("AttnUpBlock2D" if at in attention else "UpBlock2D" for at in reversed(sizes)),
             norm_num_groups=math.gcd(32, *(width // 4 for width in channels)),
-            attention_head_dim=None,  # one head, as published, and the three below too
+            attention_head_dim=None,  # one head; this and what follows as published
             norm_eps=1e-6,
             flip_sin_to_cos=False,
             freq_shift=1,

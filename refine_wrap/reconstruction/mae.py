@@ -19,8 +19,7 @@ class MAE(Reconstructor):
 
     As in paper 3 all patches are painted and compared, those that were seen too, as pixels that are not normalised: the
     recipe's losses are all there is. By default as the published ViT-B with its decoder: 111,655,680 parameters, beside
-    252,160 numbers of fixed positions. Positions are fixed and learned from no other size: larger images are painted in
-    tiles.
+    252,160 numbers of fixed positions. It knows the positions of one size alone: larger images are painted in tiles.
 
     Args:
         size: side of the square in pixels, a multiple of `patch`.
