@@ -38,9 +38,9 @@ def load_network(source: str | Path, kind: str, build: Callable[..., Network], n
         network = build(**adapter.config)
     except (TypeError, RefineWrapError) as error:
         raise CheckpointError(
-            f"{source}: no {name} can be built with {adapter.config}: {error}",
-            "its own config, unedited",
-            f"if it is newer: {UPGRADE}",
+            f"{source}: no {name} can be built with {adapter.config}: {getattr(error, 'came', error)}",
+            getattr(error, "expected", None) or "its own config, unedited",
+            getattr(error, "next_step", None) or f"if it is newer: {UPGRADE}",
         ) from None
     check_keys(network.state_dict(), adapter.tensors, str(source), f"its {name}")
     network.load_state_dict(adapter.tensors)

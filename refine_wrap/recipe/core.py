@@ -90,7 +90,8 @@ class Recipe(Section):
     train: TrainChoice
     """The optimisation."""
     losses: LossChoice = LossChoice(l1=1.0)
-    """The losses by name and weight, for the objectives restore, refine, quality, codebook and reconstruct."""
+    """The losses by name and weight, for the objectives restore, refine, quality, codebook and reconstruct. {}: none,
+    which only stage codes of codebook and the reconstructor ddim can do with."""
     validate_every: Count = 1000
     """Steps between validations; there is one at the end too."""
     save_every: Count = 1000
@@ -139,7 +140,11 @@ class Recipe(Section):
                     "set data.variants=8, for example",
                 )
         only_codes = self.codebook is not None and self.codebook.stage == "codes" and not self.losses.weights()
-        if self.objective not in ("score", "masks") and not only_codes:
+        if self.reconstructor is not None and not self.reconstructor.compares:
+            if self.losses.weights():
+                came = f"losses compare images, and {self.reconstructor.kind} learns from its own loss alone"
+                raise cross("losses", came, "losses: {}", "set losses={}")
+        elif self.objective not in ("score", "masks") and not only_codes:
             _check_losses("losses", self.losses.weights(), self.data.crop)
         if self.supervision is not None:
             _check_supervision(self, self.supervision)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone.core import check_image
+from .tiles import blended
 
 
 class Reconstruction(NamedTuple):
@@ -16,14 +17,15 @@ class Reconstruction(NamedTuple):
 
     output: Tensor
     """(B, 3, H, W), about [-1, 1], not clamped."""
-    loss: Tensor
-    """Scalar: the network's own term beside the distance of the images, weighed as published."""
+    loss: Tensor | None
+    """Scalar: the network's own term beside the distance of the images, weighed as published; None: it has none."""
 
 
 class Reconstructor(nn.Module):
     """Paints an image again; the less it was trained, the worse.
 
-    A subclass has `forward` and `config`, and says of itself what stands below.
+    A subclass has `forward` and `config`, and says of itself what stands below. `forward`, a training step, may leave
+    something to chance; `paint` may not.
 
     Source: "Undertrained Image Reconstruction" (arXiv 2503.02767), 3.1.
     """
@@ -32,6 +34,10 @@ class Reconstructor(nn.Module):
     """How it is called in recipes and adapters."""
     stride: int
     """Sides that `forward` takes are multiples of it."""
+    fixed = False
+    """Whether both sides must be `stride` itself: larger images are painted in tiles."""
+    term = "codes"
+    """What `Reconstruction.loss` is called where losses are listed."""
 
     def forward(self, image: Tensor) -> Reconstruction:
         """(B, 3, H, W), RGB in [-1, 1], sides multiples of `stride`."""
@@ -41,12 +47,17 @@ class Reconstructor(nn.Module):
         """The constructor's arguments, as JSON."""
         raise NotImplementedError
 
+    def paint(self, image: Tensor) -> Tensor:
+        """The image as it is shown, (B, 3, H, W) as `forward` takes it, in evaluation mode: the same at each call."""
+        return self(image).output
+
     @torch.no_grad()
     def reconstruct(self, image: Tensor, *, half_range: bool = False) -> Tensor:
-        """The image, painted again.
+        """The image, painted again, in evaluation mode: the same at each call.
 
         Args:
-            image: (B, 3, H, W), RGB in [0, 1], any size; it is padded by its border pixels and cropped after.
+            image: (B, 3, H, W), RGB in [0, 1], any size; it is padded by its border pixels and cropped after, and a
+                network of one size paints a larger one in tiles, see `blended`.
             half_range: feed it as it is, [0, 1], to the network that was trained on [-1, 1], and hold what comes in
                 [0, 1]: the first author's generation script does so, and the mismatch is a part of its degradation.
 
@@ -58,6 +69,14 @@ class Reconstructor(nn.Module):
         """
         check_image(image)
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        output = self(padded if half_range else padded * 2 - 1).output[..., :height, :width]
+        right, below = (max(0, self.stride - side) if self.fixed else -side % self.stride for side in (width, height))
+        padded = F.pad(image, (0, right, 0, below), mode="replicate")
+        shown = padded if half_range else padded * 2 - 1
+        was_training = self.training
+        self.eval()
+        try:
+            output = blended(self.paint, shown, self.stride) if self.fixed else self.paint(shown)
+        finally:
+            self.train(was_training)
+        output = output[..., :height, :width]
         return (output if half_range else (output + 1) / 2).clamp(0, 1)

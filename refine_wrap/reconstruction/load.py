@@ -10,10 +10,13 @@ import torch
 from ..errors import RefineWrapError
 from ..hub import Adapter, load_network, save_adapter
 from .core import Reconstructor
+from .ddim import DDIM
+from .mae import MAE
+from .vae import VanillaVAE
 from .vqvae import VQVAE, VQVAE2
 
 KIND = "reconstructor"
-RECONSTRUCTORS: dict[str, type[Reconstructor]] = {each.kind: each for each in (VQVAE, VQVAE2)}
+RECONSTRUCTORS: dict[str, type[Reconstructor]] = {each.kind: each for each in (VanillaVAE, VQVAE, VQVAE2, MAE, DDIM)}
 """By the names that recipes and adapters call them."""
 
 
@@ -21,7 +24,7 @@ def build_reconstructor(kind: str, **options: Any) -> Reconstructor:
     """A new reconstructor by its name, from its constructor's arguments.
 
     Raises:
-        RefineWrapError: no such name, or the arguments do not fit.
+        RefineWrapError: no such name, the arguments do not fit, or the package that it needs is not installed.
     """
     if kind not in RECONSTRUCTORS:
         raise RefineWrapError(f"There is no reconstructor {kind!r}", " or ".join(RECONSTRUCTORS))

@@ -358,8 +358,8 @@ def build_objective(recipe: Recipe) -> Objective:
 
         return MasksObjective.of(recipe)
     with recipe.at("losses"):
-        # Codes can be learned without comparing images.
-        losses = LossSet(recipe.losses, needed=recipe.objective != "codebook")
+        # Codes, and the noise of an image, can be learned without comparing images: the recipe has checked it.
+        losses = LossSet(recipe.losses, needed=recipe.objective not in ("codebook", "reconstruct"))
     if recipe.objective == "codebook":
         from .codebook import build_stage
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..reconstruction import Reconstructor, save_reconstructor
+from ..reconstruction import Reconstruction, Reconstructor, save_reconstructor
 from ..reconstruction.load import build_reconstructor
 from .data import ImageData, Sample, training_data, validation_data
 from .losses import LossSet
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class ReconstructObjective(ImageObjective):
     """Train a reconstructor on clean low-resolution images, each its own ground truth.
 
-    A batch has `gt` (B, 3, h, w) in [0, 1], already made smaller.
+    A batch has `gt` (B, 3, h, w) in [0, 1], already made smaller. Without losses, which a recipe with ddim has none of,
+    the network's own one is all there is.
 
     Source: paper 3 (arXiv 2503.02767), 3.1 and 3.2, and its first author's training of VQ-VAE-2.
     """
@@ -43,8 +44,9 @@ class ReconstructObjective(ImageObjective):
         torch.manual_seed(recipe.train.seed)
         with recipe.at("reconstructor.options", "reconstructor"):
             network = build_reconstructor(choice.kind, **choice.options)
-        if recipe.data.crop % (choice.downscale * network.stride):
-            expected = f"a multiple of {choice.downscale * network.stride}: reconstructor.downscale times its stride"
+        side = choice.downscale * network.stride
+        if recipe.data.crop % side or (network.fixed and recipe.data.crop != side):
+            expected = f"{'' if network.fixed else 'a multiple of '}{side}: reconstructor.downscale times its stride"
             raise recipe.refuse("data.crop", f"data.crop is {recipe.data.crop}", expected)
         return cls(network, losses, choice.downscale)
 
@@ -63,8 +65,9 @@ class ReconstructObjective(ImageObjective):
         return train, validation
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        made = self.network(batch["gt"] * 2 - 1)
-        return {**self.compare((made.output + 1) / 2, batch["gt"]), "codes": made.loss}
+        made: Reconstruction = self.network(batch["gt"] * 2 - 1)
+        own = {} if made.loss is None else {self.network.term: made.loss}
+        return {**self.compare((made.output + 1) / 2, batch["gt"]), **own}
 
     def networks(self) -> list[nn.Module]:
         return [self.network]
