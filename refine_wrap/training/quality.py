@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..degradation.synthetic import as_float
+from ..degradation.rounding import as_float
 from ..errors import ImageError
 from ..quality import Condition
 from ..scorers.cache import Kept, ScoreCache, scorer_key
