@@ -34,7 +34,7 @@ def matched(image: Floats, model: Floats, how: Match) -> Floats:
         return image
     if how == "low-frequency":
         return np.clip(image + _low(model - image), 0, 1)
-    lab, right = (to_lab(picture).astype(np.float32) for picture in (image, model))
+    lab, right = (_by_strips(_rgb_to_lab, picture) for picture in (image, model))
     (mean, deviation), (right_mean, right_deviation) = (_moments(each) for each in (lab, right))
     lab -= mean
     lab *= (right_deviation + _FLAT) / (deviation + _FLAT)
@@ -52,20 +52,20 @@ def mean_delta_e(image: Floats, lab: Floats) -> float:
     from skimage.color import deltaE_ciede2000
 
     def difference(part: Floats, other: Floats) -> Floats:
-        return np.asarray(deltaE_ciede2000(_rgb_to_lab(part), other))  # type: ignore[no-untyped-call]
+        return np.asarray(deltaE_ciede2000(_rgb_to_lab(part.astype(np.float64)), other))  # type: ignore[no-untyped-call]
 
     return float(_by_strips(difference, image, lab).mean())
 
 
 def to_lab(image: Floats) -> Floats:
     """(H, W, 3) sRGB (D65) in [0, 1] as LAB, float64."""
-    return _by_strips(_rgb_to_lab, image)
+    return _by_strips(_rgb_to_lab, image.astype(np.float64))
 
 
 def _rgb_to_lab(image: Floats) -> Floats:
     from skimage.color import rgb2lab
 
-    return np.asarray(rgb2lab(image.astype(np.float64)))
+    return np.asarray(rgb2lab(image))
 
 
 def _lab_to_rgb(lab: Floats) -> Floats:

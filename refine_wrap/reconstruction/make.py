@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .. import __version__
 from ..degradation import Degradation, degrade, load_networks
@@ -27,6 +28,8 @@ from ..tiling import is_out_of_memory
 from .core import Reconstructor
 from .manifest import DegradedPicture, Manifest, ManifestFile, Painter, Settings
 
+SMALL = 256 * 256
+"""Pixels of a low-resolution picture below which a second thread waits more than it works."""
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -93,25 +96,28 @@ def degrade_folder(
         [target for _, target in jobs],
         overwrite,
     )
-    maker = _Maker(degradation, networks, seed, manifest, overwrite)
+    maker = _Maker(root, degradation, networks, seed, manifest, overwrite, torch.get_num_threads())
     tally = Tally()
     try:
         for source, target in jobs:
             outcome, message = "failed", None
             try:
-                made = maker(source, source.relative_to(root).as_posix() if root.is_dir() else source.name, target)
+                made = maker(source, target)
             except RefineWrapError as error:
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in _HOPELESS:
                     raise
                 message = str(error)
                 tally.failed.append((source, message))
             else:
-                outcome = "done" if made else "skipped"
-                tally.done += made
-                tally.skipped += not made
+                outcome = "skipped" if made is None else "done"
+                tally.done += made is not None
+                tally.skipped += made is None
+                if made is not None:
+                    manifest.add(target.relative_to(base).as_posix(), made)
             if on_done is not None:
                 on_done(source, target, outcome, message)
     finally:
+        torch.set_num_threads(maker.threads)
         manifest.flush()
     return tally
 
@@ -125,14 +131,20 @@ def _painter(name: str, network: Reconstructor) -> Painter:
 
 @dataclass
 class _Maker:
+    """Makes one picture of the folder."""
+
+    root: Path
     degradation: Degradation
     networks: dict[str, Reconstructor]
     seed: int
     manifest: ManifestFile
     overwrite: bool
+    threads: int
+    """How many a large picture takes; the pixels do not depend on it."""
 
-    def __call__(self, source: Path, below: str, target: Path) -> bool:
-        """Whether something had to be made. Raises RefineWrapError."""
+    def __call__(self, source: Path, target: Path) -> DegradedPicture | None:
+        """What was made; None: nothing had to be. Raises RefineWrapError."""
+        below = source.relative_to(self.root).as_posix() if self.root.is_dir() else source.name
         name = target.relative_to(self.manifest.out).as_posix()
         digest = source_digest(source, below)
         entry = None if self.overwrite else self.manifest.entries.get(name)
@@ -144,7 +156,7 @@ class _Maker:
                     "choose another output folder, or pass --overwrite to make all of it anew",
                 )
             if is_right(target, entry.output):
-                return False
+                return None
         try:
             low, size, drawn = self._degraded(source, name)
         except (RuntimeError, MemoryError) as error:
@@ -167,9 +179,7 @@ class _Maker:
             )
         with atomic_path(target) as temporary, open(temporary, "wb") as file:
             file.write(buffer.getbuffer())
-        made = DegradedPicture(source=below, sha256=digest, size=size, output=output, drawn=drawn)
-        self.manifest.add(name, made)
-        return True
+        return DegradedPicture(source=below, sha256=digest, size=size, output=output, drawn=drawn)
 
     def _degraded(self, source: Path, name: str) -> tuple[Picture, list[int], Drawn]:
         """The picture, made smaller; the size of what was used of it; and what was drawn. Raises ImageError."""
@@ -185,6 +195,9 @@ class _Maker:
         # The name, not the content: of two copies of one picture, each has its own draws.
         chance = hashlib.sha256(f"{self.seed} {Path(name).with_suffix('').as_posix()}".encode()).hexdigest()
         drawn: Drawn = {}
+        threads = 1 if height * width < SMALL * scale**2 else self.threads
+        if threads != torch.get_num_threads():  # to change it takes longer than a small picture
+            torch.set_num_threads(threads)
         pixels = degrade(
             as_float(picture.pixels[:height, :width]),
             self.degradation,
