@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[Any]
+Array = npt.NDArray[Any]
 Match = Literal["none", "lab", "low-frequency"]
 LOW = 8.0
 """Sigma of the Gaussian that parts low frequencies from the rest, in pixels."""
@@ -18,7 +18,7 @@ _STRIP = 1 << 17
 """Pixels at a time: scikit-image takes some 300 bytes for each."""
 
 
-def matched(image: Floats, model: Floats, how: Match) -> Floats:
+def matched(image: Array, model: Array, how: Match) -> Array:
     """A picture in the colours of another of the same content.
 
     Args:
@@ -42,33 +42,33 @@ def matched(image: Floats, model: Floats, how: Match) -> Floats:
     return np.clip(_by_strips(_lab_to_rgb, lab), 0, 1)
 
 
-def mean_delta_e(image: Floats, lab: Floats) -> float:
+def mean_delta_e(image: Array, lab: Array) -> float:
     """Mean CIEDE2000 over the pixels.
 
     Args:
-        image: (H, W, 3), sRGB in [0, 1].
+        image: (H, W, 3) uint8, sRGB.
         lab: of the other, as `to_lab` gives it.
     """
     from skimage.color import deltaE_ciede2000
 
-    def difference(part: Floats, other: Floats) -> Floats:
-        return np.asarray(deltaE_ciede2000(_rgb_to_lab(part.astype(np.float64)), other))  # type: ignore[no-untyped-call]
+    def difference(part: Array, other: Array) -> Array:
+        return np.asarray(deltaE_ciede2000(_rgb_to_lab(part / 255.0), other))  # type: ignore[no-untyped-call]
 
     return float(_by_strips(difference, image, lab).mean())
 
 
-def to_lab(image: Floats) -> Floats:
-    """(H, W, 3) sRGB (D65) in [0, 1] as LAB, float64."""
-    return _by_strips(_rgb_to_lab, image.astype(np.float64))
+def to_lab(image: Array) -> Array:
+    """(H, W, 3) uint8 sRGB (D65) as LAB, float64."""
+    return _by_strips(lambda part: _rgb_to_lab(part / 255.0), image)
 
 
-def _rgb_to_lab(image: Floats) -> Floats:
+def _rgb_to_lab(image: Array) -> Array:
     from skimage.color import rgb2lab
 
     return np.asarray(rgb2lab(image))
 
 
-def _lab_to_rgb(lab: Floats) -> Floats:
+def _lab_to_rgb(lab: Array) -> Array:
     """What sRGB does not have is clipped."""
     from skimage.color import lab2rgb
 
@@ -77,18 +77,18 @@ def _lab_to_rgb(lab: Floats) -> Floats:
     return np.asarray(lab2rgb(np.stack((light, lab[..., 1], lab[..., 2].clip(max=199.99 * (light + 16) / 116)), -1)))
 
 
-def _by_strips(work: Callable[..., Floats], *images: Floats) -> Floats:
+def _by_strips(work: Callable[..., Array], *images: Array) -> Array:
     rows = max(1, _STRIP // images[0].shape[1])
     parts = [work(*(image[top : top + rows] for image in images)) for top in range(0, len(images[0]), rows)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _moments(lab: Floats) -> tuple[Floats, Floats]:
+def _moments(lab: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of each channel, (3,) each."""
     return (lab.mean((0, 1), dtype=np.float64).astype(np.float32), lab.std((0, 1), dtype=np.float64).astype(np.float32))
 
 
-def _low(image: Floats) -> Floats:
+def _low(image: Array) -> Array:
     import cv2
 
     return np.asarray(cv2.GaussianBlur(image, (0, 0), LOW, borderType=cv2.BORDER_REFLECT_101))

@@ -103,8 +103,8 @@ def painted_again(
     made = to_8bit(image + np.float32(strength) * change)
     used = strength
     if settings.max_delta_e is not None or drawn is not None:
-        lab = to_lab(as_float(to_8bit(image)))
-        before = after = mean_delta_e(as_float(made), lab)
+        lab = to_lab(to_8bit(image))
+        before = after = mean_delta_e(made, lab)
         if settings.max_delta_e is not None and before > settings.max_delta_e:
             made, used, after = _within(image, change, lab, (strength, before), settings.max_delta_e)
         if drawn is not None:
@@ -157,7 +157,7 @@ def _within(
         share = ((1 + _CLOSE) / 2 * bound - low[1]) / (high[1] - low[1])
         strength = low[0] + (high[0] - low[0]) * min(max(share, 0.05), 0.95)
         tried = to_8bit(image + np.float32(strength) * change)
-        difference = mean_delta_e(as_float(tried), lab)
+        difference = mean_delta_e(tried, lab)
         if difference <= bound:
             made, low = tried, (strength, difference)
         else:

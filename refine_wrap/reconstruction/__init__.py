@@ -2,13 +2,17 @@
 
 from .core import Reconstruction, Reconstructor
 from .load import load_reconstructor, save_reconstructor
+from .make import degrade_folder
+from .manifest import Manifest
 from .vqvae import VQVAE, VQVAE2, vqvae2_from_published
 
 __all__ = [
     "VQVAE",
     "VQVAE2",
+    "Manifest",
     "Reconstruction",
     "Reconstructor",
+    "degrade_folder",
     "load_reconstructor",
     "save_reconstructor",
     "vqvae2_from_published",

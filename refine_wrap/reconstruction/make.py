@@ -83,20 +83,21 @@ def degrade_folder(
         raise RefineWrapError(f"The output {base} is a file by its name", "a folder")
     planned = plan_outputs(list_images(root, recursive, skip=base), root, base, ext="png")
     jobs = shard_of(planned, *shard)
-    networks = load_networks(degradation)
+    named = load_networks(degradation)
+    networks = {network.digest(): network for network in named.values()}
     manifest = ManifestFile.open(
         base,
         Manifest(
             refine_wrap=__version__,
             made_with=versions("torch", "numpy", "opencv-python", "scikit-image") | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
-            reconstructors={network.digest(): _painter(name, network) for name, network in networks.items()},
-            settings=Settings(seed=seed, degradation=sealed(degradation, networks)),
+            reconstructors={network.digest(): _painter(name, network) for name, network in named.items()},
+            settings=Settings(seed=seed, degradation=sealed(degradation, named)),
             pictures={},
         ),
         [target for _, target in jobs],
         overwrite,
     )
-    maker = _Maker(root, degradation, networks, seed, manifest, overwrite, torch.get_num_threads())
+    maker = _Maker(root, networks, manifest, overwrite, torch.get_num_threads())
     tally = Tally()
     try:
         for source, target in jobs:
@@ -134,9 +135,8 @@ class _Maker:
     """Makes one picture of the folder."""
 
     root: Path
-    degradation: Degradation
     networks: dict[str, Reconstructor]
-    seed: int
+    """By digest, as the manifest names them."""
     manifest: ManifestFile
     overwrite: bool
     threads: int
@@ -188,19 +188,20 @@ class _Maker:
             raise ImageError(
                 f"{source} is transparent in places", "an opaque picture", "put it on a background, or leave it out"
             )
-        scale = self.degradation.scale
+        settings = self.manifest.settings.settings
+        scale = settings.degradation.scale
         height, width = (side // scale * scale for side in (picture.height, picture.width))
         if not height or not width:
             raise ImageError(f"{source} has {picture.width}x{picture.height} pixels", f"at least {scale}x{scale}")
         # The name, not the content: of two copies of one picture, each has its own draws.
-        chance = hashlib.sha256(f"{self.seed} {Path(name).with_suffix('').as_posix()}".encode()).hexdigest()
+        chance = hashlib.sha256(f"{settings.seed} {Path(name).with_suffix('').as_posix()}".encode()).hexdigest()
         drawn: Drawn = {}
         threads = 1 if height * width < SMALL * scale**2 else self.threads
         if threads != torch.get_num_threads():  # to change it takes longer than a small picture
             torch.set_num_threads(threads)
         pixels = degrade(
             as_float(picture.pixels[:height, :width]),
-            self.degradation,
+            settings.degradation,
             np.random.default_rng(int(chance, 16)),
             drawn,
             self.networks,
