@@ -639,11 +639,11 @@ def call(*arguments: object) -> int:
 
 def test_the_command(photos: Path, tmp_path: Path, checkpoints: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     both = ["-r", ",".join(checkpoints)]
-    assert call(photos, "-o", tmp_path / "a", *both, "--strength", "0.5,1", "--match", "low-frequency") == 0
+    assert call(photos, "-o", tmp_path / "a", *both, "--strength", "0.5,1", "--match", "lab") == 0
     said = capsys.readouterr()
     assert "4 made, 0 skipped (they are right), 0 failed" in said.err and len(said.out.splitlines()) == 4
     apart = [word for name in checkpoints for word in ("--reconstructor", name)]
-    words = ["-d", "reconstruct.strength=[0.5, 1]", "-d", "reconstruct.match=low-frequency"]
+    words = ["-d", "reconstruct.strength=[0.5, 1]", "-d", "reconstruct.match=lab"]
     assert call(photos, "-o", tmp_path / "b", *apart, *words, "-q") == 0
     assert not capsys.readouterr().err
     assert written(tmp_path / "a") == written(tmp_path / "b")

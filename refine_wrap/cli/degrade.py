@@ -41,7 +41,7 @@ def degrade(
         typer.Option(
             metavar="none|lab|low-frequency",
             help="How colours that it shifted are brought back: mean and deviation in LAB, or all that is coarser than "
-            "8 pixels. Default: lab.",
+            "8 pixels. Default: low-frequency.",
             show_default=False,
         ),
     ] = None,

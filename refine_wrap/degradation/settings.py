@@ -165,9 +165,10 @@ class Reconstruct(Section):
     chance. One that is named twice is taken twice as often. Of several seeds and steps, none decides alone."""
     strength: Annotated[list[float], Between(0, 1)] = [1.0, 1.0]
     """How much of what the network paints is taken, drawn from [low, high]; the rest is the image as it came."""
-    match: Literal["none", "lab", "low-frequency"] = "lab"
-    """Colours of what the network paints, which has a cast when little trained. lab: each channel of LAB gets the mean
-    and deviation that it had. low-frequency: all that is coarser than 8 pixels stays as it was."""
+    match: Literal["none", "lab", "low-frequency"] = "low-frequency"
+    """Colours of what the network paints, which are wrong when little trained. low-frequency: all that is coarser than
+    8 pixels stays as it was. lab: each channel of LAB gets the mean and deviation that it had; cures a cast over all,
+    and where a network knows hardly any colours yet, makes them worse."""
     max_delta_e: Annotated[float, Field(gt=0, le=100)] | None = None
     """Bound of the mean CIEDE2000 difference between the image after and before, both rounded to 8 bits. Where it would
     be more, the strength is lowered until it holds. null: none."""
