@@ -377,7 +377,22 @@ def test_the_same_bytes_again(photos: Path, tmp_path: Path, settings: Degradatio
     assert not set(written(tmp_path / "one").values()) & set(written(tmp_path / "other").values())
 
 
-def test_in_another_process_and_with_more_threads(photos: Path, tmp_path: Path, checkpoints: list[str]) -> None:
+def test_threads_change_nothing(
+    photos: Path, tmp_path: Path, settings: Degradation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "SMALL", 0)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            degrade_folder(photos, tmp_path / str(threads), settings)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert written(tmp_path / "1") == written(tmp_path / "2")
+
+
+def test_in_other_processes(photos: Path, tmp_path: Path, checkpoints: list[str]) -> None:
     for threads in ("1", "2"):
         command = [sys.executable, "-m", "refine_wrap.cli.main", "degrade", str(photos), "-o", str(tmp_path / threads)]
         command += ["-r", ",".join(checkpoints), "--max-delta-e", "4", "-q"]
@@ -426,7 +441,8 @@ def test_the_guard_holds_for_every_file(photos: Path, tmp_path: Path) -> None:
     for match in ("none", "lab", "low-frequency"):
         painting = Reconstruct(checkpoints=[str(tmp_path / "red")], match=match, max_delta_e=1.5)  # type: ignore[arg-type]
         out = tmp_path / match
-        degrade_folder(photos, out, Degradation(scale=4, reconstruct=painting))
+        assert degrade_folder(photos, out, Degradation(scale=4, reconstruct=painting)).held_back == 4
+        assert degrade_folder(photos, out, Degradation(scale=4, reconstruct=painting)).held_back == 4, "skipped, too"
         degrade_folder(photos, tmp_path / "clean", Degradation(scale=4))
         for name, entry in Manifest.read(out).pictures.items():
             real = difference(read_image(out / name).pixels, read_image(tmp_path / "clean" / name).pixels)
@@ -649,6 +665,7 @@ def test_the_command(photos: Path, tmp_path: Path, checkpoints: list[str], capsy
     assert written(tmp_path / "a") == written(tmp_path / "b")
     mixed = [*both, "--scale", "2", "-d", "noise.sigma=[1,5]", "-d", "jpeg.quality=[60,90]", "--half-range"]
     assert call(photos, "-o", tmp_path / "c", *mixed, "--max-delta-e", "0.00001") == 0
+    assert "0 failed, 4 held back by the bound" in capsys.readouterr().err
     found = Manifest.read(tmp_path / "c").settings.degradation
     assert found.scale == 2 and found.jpeg and found.noise and found.reconstruct
     assert found.reconstruct.half_range and found.reconstruct.max_delta_e == 1e-5

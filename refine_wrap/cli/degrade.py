@@ -117,7 +117,10 @@ def degrade(
             hr, out, settings, seed=seed, recursive=recursive, shard=part_of, overwrite=overwrite, on_done=on_done
         )
     if not quiet:
-        typer.echo(f"{tally.done} made, {tally.skipped} skipped (they are right), {len(tally.failed)} failed", err=True)
+        held = f", {tally.held_back} held back by the bound" if tally.held_back else ""
+        typer.echo(
+            f"{tally.done} made, {tally.skipped} skipped (they are right), {len(tally.failed)} failed{held}", err=True
+        )
     return tally.exit_code
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .settings import Match
+
 Array = npt.NDArray[Any]
-Match = Literal["none", "lab", "low-frequency"]
 LOW = 8.0
 """Sigma of the Gaussian that parts low frequencies from the rest, in pixels."""
 _FLAT = 0.1

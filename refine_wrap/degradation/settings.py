@@ -63,6 +63,7 @@ def _at_home(value: str | None) -> str | None:
 
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Match = Literal["none", "lab", "low-frequency"]
 PAINTED = 16
 """Low-quality pixels around a crop that a reconstructor is shown."""
 
@@ -165,7 +166,7 @@ class Reconstruct(Section):
     chance. One that is named twice is taken twice as often. Of several seeds and steps, none decides alone."""
     strength: Annotated[list[float], Between(0, 1)] = [1.0, 1.0]
     """How much of what the network paints is taken, drawn from [low, high]; the rest is the image as it came."""
-    match: Literal["none", "lab", "low-frequency"] = "low-frequency"
+    match: Match = "low-frequency"
     """Colours of what the network paints, which are wrong when little trained. low-frequency: all that is coarser than
     8 pixels stays as it was. lab: each channel of LAB gets the mean and deviation that it had; cures a cast over all,
     and where a network knows hardly any colours yet, makes them worse."""
@@ -209,7 +210,7 @@ class Degradation(Section):
     """Painted again by an undertrained network; null: not."""
     then: list[Degradation] = []
     """More rounds of scale 1, each made of the one before, as a picture that is saved and passed on: [{reconstruct:
-    ...}] paints again what has its noise and JPEG already."""
+    ...}] paints again what has its noise and JPEG already. Those of `also` have their own."""
     also: list[Degradation] = []
     """Other kinds, of the same scale: a sample takes this degradation or one of them, with equal chance. So flaws that
     come together in real photos (little blur with little noise, say) come together here."""

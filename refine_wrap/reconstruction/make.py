@@ -33,6 +33,14 @@ SMALL = 256 * 256
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
+@dataclass
+class DegradeTally(Tally):
+    """What became of the pictures of one run."""
+
+    held_back: int = 0
+    """Those, done or skipped, whose strength the bound on the colour difference lowered."""
+
+
 def degrade_folder(
     hr: PathLike,
     out: PathLike,
@@ -43,7 +51,7 @@ def degrade_folder(
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
     on_done: OnDone | None = None,
-) -> Tally:
+) -> DegradeTally:
     """Write the low-resolution version of each picture, or go on with that: what is there and right is left alone.
 
     The outputs have the names and subfolders of the inputs and are PNG of 8 bits, RGB, with their ICC and EXIF. Of
@@ -98,7 +106,7 @@ def degrade_folder(
         overwrite,
     )
     maker = _Maker(root, networks, manifest, overwrite, torch.get_num_threads())
-    tally = Tally()
+    tally = DegradeTally()
     try:
         for source, target in jobs:
             outcome, message = "failed", None
@@ -113,8 +121,10 @@ def degrade_folder(
                 outcome = "skipped" if made is None else "done"
                 tally.done += made is not None
                 tally.skipped += made is None
+                name = target.relative_to(base).as_posix()
                 if made is not None:
-                    manifest.add(target.relative_to(base).as_posix(), made)
+                    manifest.add(name, made)
+                tally.held_back += manifest.entries[name].held_back()
             if on_done is not None:
                 on_done(source, target, outcome, message)
     finally:
@@ -163,7 +173,9 @@ class _Maker:
             if not is_out_of_memory(error):
                 raise
             raise ImageError(
-                f"{source} does not fit into memory", "about 80 bytes a pixel", "use a machine with more memory"
+                f"{source} does not fit into memory",
+                "40 to 120 bytes a pixel, by scale",
+                "use a machine with more memory",
             ) from error
         buffer = io.BytesIO()
         write_png(buffer, low.pixels, None, low.icc, low.exif)

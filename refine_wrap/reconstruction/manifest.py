@@ -43,6 +43,11 @@ class DegradedPicture(Section):
     drawn: dict[str, Any]
     """What was drawn, by part."""
 
+    def held_back(self) -> bool:
+        """Whether a bound on the colour difference lowered a strength."""
+        rounds = (self.drawn, *self.drawn.get("then", ()))
+        return any(made["used"] < made["strength"] for made in (one.get("reconstruct") for one in rounds) if made)
+
 
 class Manifest(Section):
     """`manifest.json`."""
