@@ -300,6 +300,10 @@ def test_a_share_and_other_kinds(checkpoints: list[str]) -> None:
     image = as_float(scene(10, 16, 16))
     some = Degradation(scale=2, reconstruct=Reconstruct(checkpoints=checkpoints, probability=0.5))
     mixed = Degradation(scale=2, also=[Degradation(scale=2, reconstruct=Reconstruct(checkpoints=checkpoints))])
+    noisy = Degradation(scale=2, noise=Noise())
+    never = noisy.model_copy(update={"reconstruct": Reconstruct(checkpoints=checkpoints, probability=0.0)})
+    plain, same = (degrade(image, each, np.random.default_rng(0)) for each in (noisy, never))
+    assert np.array_equal(plain, same), "what others draw stays"
     clean = degrade(image, Degradation(scale=2), np.random.default_rng(0))
     networks = load_networks(some)
     for settings in (some, mixed):
