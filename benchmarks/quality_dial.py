@@ -15,7 +15,6 @@ scorer and metric over the dial.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from statistics import mean
@@ -59,8 +58,6 @@ def main() -> None:
         wrapper = RefineWrapper.from_pretrained(options.adapter, backbone=options.backbone)
     else:
         wrapper = RefineWrapper(load_backbone(options.backbone), refiner=None).eval()
-        about = Path(options.backbone).with_name("backbone.json")
-        wrapper.scorers = json.loads(about.read_text())["scorers"]
     side = min(SHOWN_SIDE, options.crop)
     middle = slice((options.crop - side) // 2, (options.crop + side) // 2)
     judges = [load_scorer(name) for name in JUDGES]

@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 
 from refine_wrap import load_backbone, read_image
 from refine_wrap.degradation.ladders import DISTORTIONS, ladder, rounded
-from refine_wrap.degradation.synthetic import as_float
+from refine_wrap.degradation.rounding import as_float
 from refine_wrap.evaluation import full_reference
 from refine_wrap.folder import list_images, pair_by_name
 from refine_wrap.scorers import Scorer, load_scorer

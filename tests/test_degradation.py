@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from refine_wrap.degradation import Blur, Degradation, Holes, Jpeg, Light, Noise, Water, degrade
+from refine_wrap.degradation.rounding import to_8bit
 from refine_wrap.degradation.scene import to_linear
 from refine_wrap.degradation.synthetic import (
     Drawn,
@@ -17,7 +18,6 @@ from refine_wrap.degradation.synthetic import (
     filtered,
     gaussian_kernel,
     streak_kernel,
-    to_8bit,
 )
 from refine_wrap.errors import ImageError
 

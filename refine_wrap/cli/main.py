@@ -14,6 +14,7 @@ from .absorb import absorb
 from .common import guarded
 from .compare import compare
 from .convert import convert
+from .degrade import degrade
 from .demo import demo
 from .doctor import doctor
 from .enhance import enhance
@@ -42,6 +43,7 @@ for verb in (
     evaluate,
     make_flawed,
     enhance,
+    degrade,
     info,
     compare,
     convert,

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RefineWrapError
+from .rounding import as_float, to_8bit
 from .scene import LUMA
 from .settings import Jpeg, Noise
-from .synthetic import add_noise, as_float, compress, correlated, filtered, gaussian_kernel, streak_kernel, to_8bit
+from .synthetic import add_noise, compress, correlated, filtered, gaussian_kernel, streak_kernel
 
 Array = npt.NDArray[Any]
 Distortion = Callable[[Array, float, np.random.Generator], Array]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 
@@ -55,7 +56,16 @@ class Between:
         return f"[low, high] with {self.low:g} <= low <= high <= {self.high:g}, or one number for both"
 
 
+def _at_home(value: str | None) -> str | None:
+    """`~` to the home folder; Hub and shipped addresses stay."""
+    return str(Path(value).expanduser()) if value is not None and value.startswith("~") else value
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Match = Literal["none", "lab", "low-frequency"]
+PAINTED = 16
+"""Low-quality pixels around a crop that a reconstructor is shown."""
 
 
 class Blur(Section):
@@ -148,9 +158,34 @@ class Holes(Section):
     """Share of the samples that have holes at all."""
 
 
+class Reconstruct(Section):
+    """Painted again by a network that was trained too little (paper 3), after the image is made smaller."""
+
+    checkpoints: Annotated[list[FilePath], Field(min_length=1)]
+    """Reconstructors, as folders, shipped:NAME or org/name on the Hub; each sample takes one of them, with equal
+    chance. One that is named twice is taken twice as often. Of several seeds and steps, none decides alone."""
+    strength: Annotated[list[float], Between(0, 1)] = [1.0, 1.0]
+    """How much of what the network paints is taken, drawn from [low, high]; the rest is the image as it came."""
+    match: Match = "low-frequency"
+    """Colours of what the network paints, which are wrong when little trained. low-frequency: all that is coarser than
+    8 pixels stays as it was. lab: each channel of LAB gets the mean and deviation that it had; cures a cast over all,
+    and where a network knows hardly any colours yet, makes them worse."""
+    max_delta_e: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Bound of the mean CIEDE2000 difference between the image after and before, both rounded to 8 bits. Where it would
+    be more, the strength is lowered until it holds. null: none."""
+    half_range: bool = False
+    """Feed [0, 1] to the network, which was trained on [-1, 1], as the first author's script for generation does."""
+    vary: bool = True
+    """Show the image to the network turned, mirrored and moved within its grid, as drawn, so that it does not do the
+    same to each copy of a thing; the result is put back. false: as the paper."""
+    probability: Share = 1.0
+    """Share of the samples that are painted again at all."""
+
+
 class Degradation(Section):
     """Ground truth to low quality, in this order: light, water, blur, smaller by `scale` (bicubic, antialiased),
-    smaller by `shrink`, noise, grey, rounded to 8 bits, JPEG, enlarged by `shrink`, holes."""
+    painted again by `reconstruct`, smaller by `shrink`, noise, grey, rounded to 8 bits, JPEG, enlarged by `shrink`,
+    holes; and the rounds of `then`."""
 
     scale: Annotated[int, Field(ge=1, le=4)] = 1
     """How many times smaller each side becomes; it must be the backbone's scale."""
@@ -171,6 +206,11 @@ class Degradation(Section):
     """Share of the samples that lose their colour."""
     holes: Holes | None = None
     """White strokes over the finished picture; null: none."""
+    reconstruct: Reconstruct | None = None
+    """Painted again by an undertrained network; null: not."""
+    then: list[Degradation] = []
+    """More rounds of scale 1, each made of the one before, as a picture that is saved and passed on: [{reconstruct:
+    ...}] paints again what has its noise and JPEG already. Those of `also` have their own."""
     also: list[Degradation] = []
     """Other kinds, of the same scale: a sample takes this degradation or one of them, with equal chance. So flaws that
     come together in real photos (little blur with little noise, say) come together here."""
@@ -183,31 +223,48 @@ class Degradation(Section):
                 raise cross(f"also.{number}.scale", came, f"scale: {self.scale}")
             if kind.also:
                 raise cross(f"also.{number}.also", "a kind of degradation has kinds of its own", "one list of kinds")
+        for number, following in enumerate(self.then):
+            if following.scale != 1:
+                came = f"a later round of degradation has scale {following.scale}"
+                raise cross(f"then.{number}.scale", came, "scale: 1, as the image is small by then")
+            if any(kind.then for kind in following.kinds()):
+                raise cross(f"then.{number}.then", "a later round of degradation has its own", "one list of rounds")
         return self
 
     def kinds(self) -> list[Degradation]:
         """This one alone, and those beside it."""
         return [self.model_copy(update={"also": []}), *self.also]
 
+    def stages(self) -> list[Degradation]:
+        """All kinds, and all kinds of the rounds that follow each."""
+        return [stage for kind in self.kinds() for stage in (kind, *(r for step in kind.then for r in step.kinds()))]
+
+    def checkpoints(self) -> list[str]:
+        """The reconstructors that any stage names, each once."""
+        named = (stage.reconstruct.checkpoints for stage in self.stages() if stage.reconstruct is not None)
+        return list(dict.fromkeys(name for names in named for name in names))
+
     def does_nothing(self) -> bool:
         """Whether the low-quality version is the ground truth, rounded."""
         return self.scale == 1 and not any(
-            kind.shrink[1] > 1 or kind.grey or getattr(kind, part) is not None
-            for kind in self.kinds()
-            for part in ("light", "water", "blur", "noise", "jpeg", "holes")
+            stage.shrink[1] > 1 or stage.grey or getattr(stage, part) is not None
+            for stage in self.stages()
+            for part in ("light", "water", "blur", "reconstruct", "noise", "jpeg", "holes")
         )
 
     def grid(self) -> int:
-        """Ground-truth pixels between places where blocks of all planes of a JPEG begin; without JPEG, `scale`.
+        """Ground-truth pixels between places where blocks of all planes of a JPEG begin, and cells of a reconstructor;
+        without them, `scale`.
 
         With `shrink` blocks lie on the smaller picture, anywhere in this one.
         """
-        return 16 * self.scale if any(kind.jpeg for kind in self.kinds()) else self.scale
+        return 16 * self.scale if any(stage.jpeg or stage.reconstruct for stage in self.stages()) else self.scale
 
     def margin(self) -> int:
         """Ground-truth pixels around a crop that its low-quality version depends on, a multiple of `grid()`.
 
         Covers the blur and the kernels of resizing of the kind that reaches farthest, and one JPEG block (unshrunk).
+        Of a reconstructor, whose reach is much wider, `PAINTED` pixels: more would change little and cost much.
         """
         reach = 2 * self.scale if self.scale > 1 else 0
         shrink = max(kind.shrink[1] for kind in self.kinds())
@@ -216,7 +273,11 @@ class Degradation(Section):
             blur_radius(kind.blur.sigma[1]) + streak_radius(kind.blur.motion[1]) if kind.blur else 0
             for kind in self.kinds()
         )
-        reach += 8 * self.scale if self.grid() > self.scale else 0
+        reach += 8 * self.scale if any(kind.jpeg for kind in self.kinds()) else 0
+        reach += self.scale * max(
+            (PAINTED if kind.reconstruct else 0) + sum(following.margin() for following in kind.then)
+            for kind in self.kinds()
+        )
         return math.ceil(reach / self.grid()) * self.grid()
 
 

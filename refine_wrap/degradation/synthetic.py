@@ -1,24 +1,35 @@
 """The synthetic degradation, every draw from one given generator.
 
 The order is that of a camera and its file: the scene's light (darkness, water), optics (blur), sampling (bicubic,
-antialiased), sensor (noise), file (JPEG, 8 bits), and what befalls the picture after (enlarged again, holes). One
-generator in the same state gives the same pixels.
+antialiased), the rest of a camera (an undertrained network), sensor (noise), file (JPEG, 8 bits), and what befalls the
+picture after (enlarged again, holes, other files). One generator in the same state gives the same pixels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ImageError
+from .reconstruct import load_networks, painted_again
+from .rounding import as_float, to_8bit
 from .scene import Array, Drawn, drawn_from, to_linear, to_srgb, too_dark, under_water, with_holes, without_colour
 from .settings import Blur, Degradation, Jpeg, Noise, blur_radius, streak_radius
 
+if TYPE_CHECKING:
+    from ..reconstruction import Reconstructor
+
 
 def degrade(
-    image: Array, settings: Degradation, rng: np.random.Generator, drawn: Drawn | None = None
+    image: Array,
+    settings: Degradation,
+    rng: np.random.Generator,
+    drawn: Drawn | None = None,
+    networks: Mapping[str, Reconstructor] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """The low-quality version of an image.
 
@@ -28,12 +39,14 @@ def degrade(
         rng: the only source of chance.
         drawn: gets a dict for each part (blur, noise, jpeg ...) that the image went through; of several kinds, also
             the number of the one that was taken, 0 being the first.
+        networks: the reconstructors that the settings name, as `load_networks` gives them; None: they are loaded.
 
     Returns:
         (H / scale, W / scale, 3) uint8.
 
     Raises:
         ImageError: another shape, type or size.
+        CheckpointError: a reconstructor cannot be loaded.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.float32:
         raise ImageError(f"An image of shape {image.shape} and type {image.dtype}", "(H, W, 3) float32 in [0, 1]")
@@ -41,14 +54,16 @@ def degrade(
         raise ImageError(
             f"An image of {image.shape[1]}x{image.shape[0]} pixels", f"sides that are multiples of {settings.scale}"
         )
-    drawn = {} if drawn is None else drawn
+    if networks is None:
+        networks = load_networks(settings)
+    told, drawn = drawn is not None, {} if drawn is None else drawn
     if settings.also:
         kinds = settings.kinds()
         number = int(rng.integers(len(kinds)))
         settings, drawn["kind"] = kinds[number], {"number": number}
     # Each part draws from its own stream, so that a change to one leaves the draws of the others as they were.
-    blur_rng, noise_rng, jpeg_rng, light_rng, water_rng, grey_rng, shrink_rng, holes_rng = (
-        np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 8)
+    blur_rng, noise_rng, jpeg_rng, light_rng, water_rng, grey_rng, shrink_rng, holes_rng, painter_rng, then_rng = (
+        np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 10)
     )
     if settings.light is not None and light_rng.random() < settings.light.probability:
         image = too_dark(image, settings.light, light_rng, drawn.setdefault("light", {}))
@@ -58,6 +73,9 @@ def degrade(
         image = blur(image, settings.blur, blur_rng, drawn.setdefault("blur", {}))
     if settings.scale > 1:
         image = downsample(image, settings.scale)
+    if settings.reconstruct is not None and painter_rng.random() < settings.reconstruct.probability:
+        record = drawn.setdefault("reconstruct", {}) if told else None
+        image = painted_again(image, settings.reconstruct, networks, painter_rng, record)
     size, times = image.shape[:2], drawn_from(settings.shrink, shrink_rng)
     if times > 1:
         drawn["shrink"] = {"times": times}
@@ -74,18 +92,11 @@ def degrade(
         rounded = to_8bit(resized(as_float(rounded), size))
     if settings.holes is not None and holes_rng.random() < settings.holes.probability:
         rounded = with_holes(rounded, settings.holes, holes_rng, drawn.setdefault("holes", {}))
+    for following in settings.then:
+        record = {} if told else None
+        rounded = degrade(as_float(rounded), following, then_rng, record, networks)
+        drawn.setdefault("then", []).append(record)
     return rounded
-
-
-def to_8bit(image: Array) -> npt.NDArray[np.uint8]:
-    """[0, 1] to 0..255, clamped and rounded."""
-    return (np.clip(image, 0.0, 1.0) * np.float32(255.0) + np.float32(0.5)).astype(np.uint8)
-
-
-def as_float(image: Array) -> npt.NDArray[np.float32]:
-    """(H, W, 1 or 3) integers to (H, W, 3) float32 in [0, 1]."""
-    scaled = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
 
 
 def blur(image: Array, settings: Blur, rng: np.random.Generator, drawn: Drawn | None = None) -> Array:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from ..degradation.settings import Section, cross
+from ..degradation.settings import FilePath, Section, cross
 from ..errors import RecipeError, RefineWrapError
 from ..resources import recipe_path
 from .lines import Places, apply_override, read_tree
@@ -27,7 +27,6 @@ from .sections import (
     CacheChoice,
     Count,
     DataChoice,
-    FilePath,
     LoraChoice,
     LossChoice,
     RefinerChoice,

@@ -28,13 +28,14 @@ class _Around(Section):
     data: _Data
 
 
-def load_degradation(words: Sequence[str]) -> Degradation:
+def load_degradation(words: Sequence[str], scale: int = 1) -> Degradation:
     """The degradation that some words on a command line name.
 
     Args:
         words: any number of `key=value` with the keys of a recipe's data.degradation (`noise.sigma=[5, 25]`, values in
             YAML), and before them at most one source: a YAML or JSON file of such keys, or a recipe, by file or name of
             a shipped one, whose data.degradation is taken. Without a source nothing is degraded but what they say.
+        scale: where the words name none.
 
     Raises:
         RecipeError: no such file or recipe, a recipe without degradation, unknown keys, values out of range. It names
@@ -44,7 +45,7 @@ def load_degradation(words: Sequence[str]) -> Degradation:
     if len(sources) > 1:
         raise RecipeError(f"The degradation is given by {' and '.join(sources)}", "one file or recipe, then key=value")
     tree, places = _source(sources[0]) if sources else ({}, Places())
-    inside = {"data": {"degradation": tree}}
+    inside = {"data": {"degradation": {"scale": scale, **tree}}}
     for word in words:
         if word not in sources:
             apply_override(inside, places, f"{'.'.join(map(str, _PLACE))}.{word.strip()}")

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..degradation.settings import Section
-from .sections import FilePath, Weight
+from ..degradation.settings import FilePath, Section
+from .sections import Weight
 
 
 class QualityChoice(Section):

@@ -6,25 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
-from ..degradation.settings import Between, Degradation, Section, Share, cross
+from ..degradation.settings import Between, Degradation, FilePath, Section, Share, cross
 
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _at_home(value: str | None) -> str | None:
-    """`~` to the home folder; Hub and shipped addresses stay."""
-    return str(Path(value).expanduser()) if value is not None and value.startswith("~") else value
-
-
-FilePath = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
 Folders = Annotated[list[FilePath], BeforeValidator(_listed), Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 MOST_WEIGHT = 1e6
@@ -38,7 +31,7 @@ class BackboneChoice(Section):
     """Name of an architecture (BasicSR's registry or spandrel), or package.module:Class; null: the weights tell."""
     options: dict[str, Any] = {}
     """The architecture's constructor arguments."""
-    weights: Annotated[str, Field(min_length=1), AfterValidator(_at_home)] | None = None
+    weights: FilePath | None = None
     """A checkpoint (.safetensors, .pth), hf://org/name/file@revision or shipped:NAME; null: as constructed."""
     spec: dict[str, Any] = {}
     """Fields of the backbone's declaration that are known better than probed, such as value_range or order."""

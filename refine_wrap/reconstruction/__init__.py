@@ -4,6 +4,8 @@ from .core import Reconstruction, Reconstructor
 from .ddim import DDIM
 from .load import load_reconstructor, save_reconstructor
 from .mae import MAE
+from .make import degrade_folder
+from .manifest import Manifest
 from .vae import VanillaVAE
 from .vqvae import VQVAE, VQVAE2, vqvae2_from_published
 
@@ -12,9 +14,11 @@ __all__ = [
     "MAE",
     "VQVAE",
     "VQVAE2",
+    "Manifest",
     "Reconstruction",
     "Reconstructor",
     "VanillaVAE",
+    "degrade_folder",
     "load_reconstructor",
     "save_reconstructor",
     "vqvae2_from_published",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbone.checkpoint import tensors_digest
 from ..backbone.core import check_image
 from .tiles import blended
 
@@ -46,6 +49,11 @@ class Reconstructor(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         raise NotImplementedError
+
+    def digest(self) -> str:
+        """SHA-256 of kind, arguments and weights: the same for all that paint alike."""
+        about = json.dumps([self.kind, self.config(), tensors_digest(self.state_dict())], sort_keys=True)
+        return hashlib.sha256(about.encode()).hexdigest()
 
     def paint(self, image: Tensor) -> Tensor:
         """The image as it is shown, (B, 3, H, W) as `forward` takes it, in evaluation mode: the same at each call."""

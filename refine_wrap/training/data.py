@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,14 +25,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..degradation import Degradation, degrade
-from ..degradation.synthetic import as_float
+from ..degradation import Degradation, degrade, load_networks
+from ..degradation.rounding import as_float
 from ..errors import DataError, ImageError, RefineWrapError
 from ..images import read_image
 from .sources import Item, images, open_item, pairs
 
 if TYPE_CHECKING:
     from ..recipe import DataChoice, Recipe, TrainFolders, ValidationFolders
+    from ..reconstruction import Reconstructor
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Any]
@@ -277,12 +278,20 @@ class DegradedData(ImageData):
     """Ground truth alone; its low-quality version is made on the fly.
 
     The degradation works on the crop and a margin around it, so that blur and JPEG blocks meet real neighbours. JPEG's
-    blocks begin at the crop's corner, as in a file (unless the degradation shrinks).
+    blocks begin at the crop's corner, as in a file (unless the degradation shrinks). Undertrained networks run on the
+    CPU, in the workers.
     """
 
-    def __init__(self, store: ImageStore, degradation: Degradation, **options: Any) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        degradation: Degradation,
+        networks: Mapping[str, Reconstructor] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(store, scale=degradation.scale, **options)
         self.degradation = degradation
+        self.networks = load_networks(degradation) if networks is None else networks
 
     def make(self, row: int, rng: np.random.Generator) -> dict[str, Tensor]:
         image, scale = self.store.get(self.store.rows[row][0]), self.scale
@@ -298,7 +307,7 @@ class DegradedData(ImageData):
             image[place.top - above : place.top + crop[0] + below, place.left - before : place.left + crop[1] + after]
         )
         gt = region[above : above + crop[0], before : before + crop[1]]
-        low = degrade(region, self.degradation, rng)
+        low = degrade(region, self.degradation, rng, networks=self.networks)
         top, left = above // scale, before // scale
         lq = as_float(low[top : top + crop[0] // scale, left : left + crop[1] // scale])
         return {"lq": as_tensor(place.orient(lq)), "gt": as_tensor(place.orient(gt)), "place": place.numbers()}
@@ -420,11 +429,15 @@ def _dataset(
         )
     if data.crop % scale:
         raise recipe.refuse("data.crop", f"data.crop is {data.crop}", f"a multiple of the backbone's scale, {scale}")
+    networks = {}
+    if part.lq is None and data.degradation is not None:
+        with recipe.at("data.degradation.reconstruct.checkpoints", "data.degradation"):
+            networks = load_networks(data.degradation)
     store = ImageStore(rows, int(data.cache * 1e9))
     if part.lq is not None:
         return PairedData(store, scale=scale, **options)
     if data.degradation is not None:
-        return DegradedData(store, data.degradation, **options)
+        return DegradedData(store, data.degradation, networks, **options)
     return GroundTruthData(store, scale=scale, **options)
 
 

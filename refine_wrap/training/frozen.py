@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..degradation.reconstruct import sealed
 from ..errors import DataError, OutputError
 from ..folder import atomic_path
 from .data import DegradedData, ImageData, Sample, StepBatches, loader, step_keys
@@ -214,7 +215,7 @@ def _common(recipe: Recipe, backbone: Backbone, data: ImageData) -> str:
         "flips": data.flips,
         "rotations": data.rotations,
         "seed": data.seed,
-        "degradation": data.degradation.model_dump(mode="json", exclude_defaults=True)
+        "degradation": sealed(data.degradation, data.networks).model_dump(mode="json", exclude_defaults=True)
         if isinstance(data, DegradedData)
         else None,
         "precision": recipe.train.precision,

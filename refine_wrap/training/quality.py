@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..degradation.synthetic import as_float
+from ..degradation.rounding import as_float
 from ..errors import ImageError, RefineWrapError
 from ..manifests import write_text
 from ..quality import Condition

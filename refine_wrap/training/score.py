@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from ..backbone import Backbone, load_backbone
 from ..degradation.ladders import DISTORTIONS, between, camera_noise, ladder, rounded
+from ..degradation.rounding import as_float, to_8bit
 from ..degradation.settings import Jpeg
-from ..degradation.synthetic import as_float, compress, filtered, gaussian_kernel, to_8bit
+from ..degradation.synthetic import compress, filtered, gaussian_kernel
 from ..scorers.learned import LearnedScorer
 from .data import ImageData, ImageStore, as_tensor, mirrored, rows, validation_rows
 from .frozen import OutputStore

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..degradation.synthetic import as_float
+from ..degradation.rounding import as_float
 from ..errors import DataError
 from ..folder import list_images
 from ..supervision.variants import variants

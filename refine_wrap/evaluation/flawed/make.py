@@ -32,7 +32,8 @@ import numpy.typing as npt
 import torch
 
 from ... import __version__
-from ...degradation import Degradation, Noise, degrade
+from ...degradation import Degradation, Noise, degrade, load_networks
+from ...degradation.reconstruct import sealed
 from ...degradation.scene import Drawn
 from ...degradation.synthetic import downsample
 from ...errors import DataError, ImageError, OutputError, RefineWrapError
@@ -41,6 +42,7 @@ from ...folder import shard as shard_of
 from ...images import Picture, read_image, upright
 from ...images.png import write_png
 from ...manifests import is_right, source_digest
+from ...reconstruction import Reconstructor
 from ..metrics import psnr
 from .levels import LEVELS
 from .manifest import FLAWED, INPUT, PRISTINE, Manifest, ManifestFile, SetImage, SetPhoto
@@ -85,7 +87,8 @@ def make_flawed(
         The counts, and for each photo that was left out the reason: unreadable, smaller than the crop, or transparent.
 
     Raises:
-        RefineWrapError: arguments out of range, or a degradation that does nothing.
+        RefineWrapError: arguments out of range, a degradation that does nothing, or a reconstructor that cannot be
+            loaded.
         DataError: no photos, two that would have one name, or `out` is another set or none of ours.
         OutputError: the manifest cannot be written.
     """
@@ -95,6 +98,7 @@ def make_flawed(
         raise DataError(f"The photos and the set are the same folder, {base}", "another folder for the set")
     listed = list_images(root, recursive, skip=base)
     planned = plan_outputs(listed, root, base / PRISTINE, ext="png")
+    networks = load_networks(degradation)
     wanted = Manifest(
         format=1,
         refine_wrap=__version__,
@@ -104,18 +108,19 @@ def make_flawed(
         grid=grid,
         downscale=downscale,
         levels={str(number): level for number, level in LEVELS.items()},
-        degradation=degradation,
+        degradation=sealed(degradation, networks),
         photos={},
     )
     jobs = shard_of(planned, *shard)
     manifest = ManifestFile.open(base, wanted)
+    by_digest = {network.digest(): network for network in networks.values()}
     tally = Tally()
     compressed = 0
     try:
         for source, target in jobs:
             name = target.relative_to(base / PRISTINE).with_suffix("").as_posix()
             below = source.relative_to(root).as_posix() if root.is_dir() else source.name
-            maker = _Maker(base, manifest, source, below, name)
+            maker = _Maker(base, manifest, source, below, name, by_digest)
             outcome, message, made = "skipped", None, None
             try:
                 made = maker.run()
@@ -179,6 +184,8 @@ class _Maker:
     """The photo's path below the folder of photos."""
     name: str
     """That without its suffix: the photo's name in the set."""
+    networks: dict[str, Reconstructor]
+    """By digest, as the manifest names them."""
     compressed: bool = False
 
     def run(self) -> SetPhoto | None:
@@ -236,7 +243,7 @@ class _Maker:
         earlier = {path: right for image in entry.images for path, right in image.files()} if entry else {}
         image = SetImage(name=name, region=region, sha256={}, drawn={}, psnr={})
         pristine = _pristine(picture, region, settings.downscale)
-        for folder, made, drawn in _degraded(pristine, f"{settings.seed} {digest} {region}", settings):
+        for folder, made, drawn in _degraded(pristine, f"{settings.seed} {digest} {region}", settings, self.networks):
             path = f"{folder}/{name}"
             image.sha256[folder] = _write(self.out / path, made, earlier.get(path), settings)
             if folder != PRISTINE:
@@ -247,7 +254,9 @@ class _Maker:
         return image
 
 
-def _degraded(pristine: Picture, chance: str, settings: Manifest) -> Iterator[tuple[str, Picture, Drawn]]:
+def _degraded(
+    pristine: Picture, chance: str, settings: Manifest, networks: dict[str, Reconstructor]
+) -> Iterator[tuple[str, Picture, Drawn]]:
     """For each folder of the set: its picture, and what was drawn for it."""
     yield PRISTINE, pristine, {}
     for number, level in settings.levels.items():
@@ -256,7 +265,7 @@ def _degraded(pristine: Picture, chance: str, settings: Manifest) -> Iterator[tu
             # The same draws for all levels: how strong the flaws are is all that tells the levels apart.
             seed = int(hashlib.sha256(f"{chance} {kind}".encode()).hexdigest(), 16)
             drawn: Drawn = {}
-            pixels = degrade(_as_float(picture), steps, np.random.default_rng(seed), drawn)
+            pixels = degrade(_as_float(picture), steps, np.random.default_rng(seed), drawn, networks)
             picture = Picture(pixels, icc=pristine.icc)
             yield f"{kind}/level{number}", picture, drawn
 
