@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from refine_wrap.errors import ImageError, RefineWrapError
 from refine_wrap.evaluation import Metric, Protocol, full_reference, full_reference_names, psnr, ssim
-from refine_wrap.evaluation.metrics import strips
+from refine_wrap.evaluation.metrics import delta_e, strips
 from refine_wrap.resources import weights_dir
 
 SHARED = Path(os.environ.get("REFINE_WRAP_SHARED", Path(__file__).parents[2] / "shared"))
@@ -409,6 +409,17 @@ def test_colour_differences_of_known_colours() -> None:
     )
     # Of pure red from pure green, and of white from black, as colour calculators give them.
     assert full_reference("CIEDE2000")(*colours).tolist() == pytest.approx([86.608, 100.0], abs=1e-3)
+
+
+def test_colour_differences_by_pixel_are_those_of_the_metric() -> None:
+    pictures = torch.rand(2, 2, 3, 5, 7)
+    by_pixel = delta_e(*pictures)
+    assert by_pixel.shape == (2, 5, 7)
+    whole = full_reference("CIEDE2000", eight_bit=False)(*pictures)
+    assert torch.allclose(by_pixel.mean(dim=(1, 2)), whole, atol=1e-9)
+    assert not delta_e(pictures[0], pictures[0]).any()
+    with pytest.raises(ImageError, match="are compared"):
+        delta_e(pictures[0], pictures[0][:1])
 
 
 def test_more_contrast_than_the_ground_truth_has_more_information() -> None:

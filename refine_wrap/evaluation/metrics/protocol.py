@@ -19,6 +19,7 @@ from torch import Tensor
 from ...errors import ImageError, RefineWrapError
 from . import fsim as phase
 from . import structure
+from .colour import ciede2000
 from .metric import Metric, depth, version
 from .nlpd import nlpd
 from .strips import Colour, Rows, checked, prepared
@@ -52,7 +53,7 @@ _MEASURES: dict[tuple[str, bool], _Measure] = {
     ("GMSD", True): _Measure(structure.gmsd, "GMSD", "grey", _GREY, 4, False),
     ("VIF", True): _Measure(structure.vif, "VIF in the pixel domain", "grey", _GREY, 41),
     ("NLPD", True): _Measure(nlpd, "NLPD", "grey", _GREY, 17, False),
-    ("CIEDE2000", False): _Measure(structure.ciede2000, "CIEDE2000", "RGB", "CIELAB of sRGB (D65)", 1, False),
+    ("CIEDE2000", False): _Measure(ciede2000, "CIEDE2000", "RGB", "CIELAB of sRGB (D65)", 1, False),
 }
 
 

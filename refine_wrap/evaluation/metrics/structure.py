@@ -1,4 +1,4 @@
-"""Metrics over the two images in their rows: PSNR and colour difference by pixel, the rest by local structure.
+"""Metrics over the two images in their rows: PSNR by pixel, the rest by local structure.
 
 Each takes `Rows` (what is measured, then the ground truth) in [0, 255] and gives (B,) float64.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import ImageError, RefineWrapError
+from ...errors import ImageError
 from .strips import Rows, blur, blurred_half, gaussian, part, pooled
 
 _C1 = (0.01 * 255) ** 2
@@ -147,25 +147,3 @@ def _information(x: Tensor, y: Tensor, window: list[float]) -> tuple[Tensor, Ten
     kept = torch.log10(1 + gain.square() * variance_y / (noise + _VIF_NOISE))
     there = torch.log10(1 + variance_y / _VIF_NOISE)
     return kept.sum(dim=(1, 2, 3)), there.sum(dim=(1, 2, 3))
-
-
-def ciede2000(x: Rows, y: Rows) -> Tensor:
-    """Mean CIEDE2000 colour difference over the pixels, by scikit-image; 0 is best, about 1 is just noticeable.
-
-    Raises:
-        RefineWrapError: scikit-image cannot be imported.
-    """
-    try:
-        from skimage.color import deltaE_ciede2000, rgb2lab
-    except ImportError as error:
-        raise RefineWrapError(
-            f"CIEDE2000 needs the package scikit-image, which cannot be imported ({error})",
-            "scikit-image installed",
-            "pip install scikit-image",
-        ) from None
-    total = torch.zeros(x.batch, dtype=torch.float64)
-    for top, bottom in x.strips():
-        a, b = (rgb2lab((rows(top, bottom) / 255.0).cpu().permute(0, 2, 3, 1).numpy()) for rows in (x, y))
-        difference = deltaE_ciede2000(a, b)  # type: ignore[no-untyped-call]
-        total += torch.from_numpy(difference).sum(dim=(1, 2))
-    return (total / (x.height * x.width)).to(x.device)
