@@ -39,7 +39,11 @@ class CorruptionClassifier(nn.Module):
 
         super().__init__()
         self.trunk, self.options = trunk, dict(options or {})
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in self.options.items()}
+        self.metrics: list[dict[str, Any]] = []
+        """How it did on held-out photos, as its adapter tells."""
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in self.options.items()
+        }
         try:
             self.network: nn.Module = timm.create_model(
                 trunk, pretrained=False, num_classes=len(CLASSES), in_chans=6, **given
@@ -90,7 +94,8 @@ def load_classifier(source: str | Path, *, device: str | torch.device = "cpu") -
         CheckpointError: there is none, or it is damaged or something else.
         HubError: it cannot be had from the Hub.
     """
-    network, _ = load_network(source, KIND, CorruptionClassifier, "classifier")
+    network, adapter = load_network(source, KIND, CorruptionClassifier, "classifier")
+    network.metrics = adapter.metrics
     return network.to(device)
 
 

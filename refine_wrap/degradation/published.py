@@ -157,7 +157,7 @@ def _realesrgan_kernel(sigmas: Sequence[float], rng: np.random.Generator) -> Arr
     if rng.random() < 0.1:
         return sinc(rng.uniform(math.pi / (3 if side < 13 else 5), math.pi), side)
     shape, turned = divmod(int(rng.choice(6, p=[0.45, 0.25, 0.12, 0.03, 0.12, 0.03])), 2)
-    along, across = rng.uniform(*sigmas), rng.uniform(*sigmas)
+    along, across = (rng.uniform(sigmas[0], sigmas[1]) for _ in range(2))
     angle = rng.uniform(-math.pi, math.pi)
     widths = (along, across) if turned else (along, along)
     if shape == 0:
@@ -217,7 +217,7 @@ def _distance(side: int, along: float, across: float, angle: float) -> Array:
 
 
 def generalized_gaussian(side: int, along: float, across: float, angle: float, beta: float = 1.0) -> Array:
-    """exp(-d^(2 beta) / 2) of the distance d in standard deviations, (side, side) float32, sum 1; beta 1: a Gaussian."""
+    """exp(-d^(2 beta) / 2) of the distance d in standard deviations, (side, side) float32, sum 1; with 1 a Gaussian."""
     weights = np.exp(-0.5 * _distance(side, along, across, angle) ** beta)
     return np.asarray(weights / weights.sum(), dtype=np.float32)
 

@@ -39,7 +39,6 @@ from .sections import (
 from .supervision import MasksChoice, SupervisionChoice
 from .words import explain_step, refusal
 
-
 Trainable = Literal[
     "backbone", "lora", "refiner", "quality_head", "codebook", "reconstructor", "scorer", "masks", "classifier"
 ]
