@@ -330,9 +330,11 @@ def test_sets_beside_published_degradations(clean: Path, tmp_path: Path, classif
     assert [each.label for each in result.sets] == ["bicubic", "bsrgan", "realesrgan", "same", "brighter"]
     bicubic, bsrgan, realesrgan, same, brighter = result.sets
     assert all(list(each.looks) == ["0", "1", "2"] for each in result.sets)
-    assert bicubic.mean("mean") == same.mean("mean") == 0 and same.above(bicubic) == [0.0] * RINGS
-    assert brighter.mean("mean") > 3 and abs(brighter.mean("cast") / brighter.mean("mean") - 1) < 0.15  # type: ignore[operator]
-    assert bsrgan.mean("mean") > 1 and realesrgan.mean("mean") > 1  # type: ignore[operator]
+    assert bicubic.mean("colour.mean") == same.mean("colour.mean") == 0 and same.above(bicubic) == [0.0] * RINGS
+    assert (
+        brighter.mean("colour.mean") > 3 and abs(brighter.mean("colour.cast") / brighter.mean("colour.mean") - 1) < 0.15
+    )  # type: ignore[operator]
+    assert bsrgan.mean("colour.mean") > 1 and realesrgan.mean("colour.mean") > 1  # type: ignore[operator]
     for each in result.sets:
         assert sum(each.counts) == 3 and sum(each.shares.values()) == pytest.approx(1)
         assert 0 <= each.entropy <= LARGEST_ENTROPY
@@ -351,7 +353,7 @@ def test_without_clean_images_sets_stand_alone(clean: Path, tmp_path: Path, clas
     Image.fromarray(np.zeros((1, 1), np.uint8)).save(tmp_path / "odd/one.png")
     result = analyze_degradation({"odd": tmp_path / "odd", "hr": clean}, classifier=classifier, resamples=50)
     assert [len(each.looks) for each in result.sets] == [3, 3] and not result.left_out
-    assert result.clean is None and result.sets[0].mean("cast") is None
+    assert result.clean is None and result.sets[0].mean("colour.cast") is None
     assert result.document()["sets"][0]["delta_e"] is None
 
 

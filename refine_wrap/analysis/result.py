@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from statistics import median
+from operator import attrgetter
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from ..degradation.corruptions import CORRUPTIONS
 from ..evaluation.result import plain
-from ..evaluation.statistics import RESAMPLES, Interval, bootstrap
+from ..evaluation.statistics import Interval, bootstrap
 from ..folder import PathLike, atomic_path
 from .measures import LARGEST_ENTROPY, Look, entropy, entropy_interval, mean_spectrum
 
@@ -29,12 +29,14 @@ class Set:
     label: str
     looks: dict[str, Look] = field(default_factory=dict)
     """By the image's name."""
-    interval: Interval | None = None
-    """95% of the entropy, bootstrap over the images; None where it says nothing."""
+    entropy_interval: Interval | None = None
+    colour_interval: Interval | None = None
+    """95% of the entropy, and of the mean colour difference, bootstrap over the images; None where it says nothing."""
 
-    def settle(self, seed: int, resamples: int = RESAMPLES) -> None:
-        """Fill in what is drawn."""
-        self.interval = entropy_interval(self.counts, seed, resamples)
+    def settle(self, seed: int, resamples: int) -> None:
+        """Draw the intervals."""
+        self.entropy_interval = entropy_interval(self.counts, seed, resamples)
+        self.colour_interval = bootstrap(self.values("colour.mean"), seed, resamples)
 
     @property
     def counts(self) -> list[int]:
@@ -62,39 +64,37 @@ class Set:
         """Means of the images' spectra in dB, by ring."""
         return mean_spectrum([look.spectrum for look in self.looks.values()])
 
+    def values(self, of: str) -> list[float]:
+        """One number of each image: `noise`, `detail`, or `colour.mean` and the like; empty where it has none."""
+        if of.startswith("colour.") and any(look.colour is None for look in self.looks.values()):
+            return []
+        return [float(attrgetter(of)(look)) for look in self.looks.values()]
+
     def mean(self, of: str) -> float | None:
-        """Mean over the images of `noise`, `detail`, or of a field of `Colour`; None where there is none."""
+        """Of `values`; None without any."""
         values = self.values(of)
-        return math.fsum(values) / len(values) if values else None
+        return fmean(values) if values else None
 
     def median(self, of: str) -> float | None:
         """The same, the median."""
         values = self.values(of)
         return median(values) if values else None
 
-    def values(self, of: str) -> list[float]:
-        """One number of each image."""
-        sides = [look if hasattr(look, of) else look.colour for look in self.looks.values()]
-        return [float(getattr(side, of)) for side in sides if side is not None]
-
     def above(self, clean: Set) -> list[float | None]:
         """By how many dB its spectrum lies above another set's, by ring."""
         pairs = zip(self.spectrum, clean.spectrum, strict=True)
         return [None if own is None or other is None else own - other for own, other in pairs]
 
-    def document(self, clean: Set | None, seed: int, resamples: int) -> dict[str, Any]:
-        colour = {of: self.mean(of) for of in ("mean", "median", "percentile_95", "cast")}
-        has_colour = colour["mean"] is not None
+    def document(self, clean: Set | None) -> dict[str, Any]:
+        colour = {of: self.mean(f"colour.{of}") for of in ("mean", "median", "percentile_95", "cast")}
         return {
             "label": self.label,
             "images": len(self.looks),
             "entropy": self.entropy,
-            "entropy_interval": self.interval,
+            "entropy_interval": self.entropy_interval,
             "shares": self.shares,
             "looks_clean": self.looks_clean,
-            "delta_e": {**colour, "mean_interval": bootstrap(self.values("mean"), seed, resamples)}
-            if has_colour
-            else None,
+            "delta_e": None if clean is None else {**colour, "mean_interval": self.colour_interval},
             "noise": {"mean": self.mean("noise"), "median": self.median("noise")},
             "detail": {"mean": self.mean("detail"), "median": self.median("detail")},
             "spectrum": self.spectrum,
@@ -131,11 +131,10 @@ class Analysis:
 
     def document(self) -> dict[str, Any]:
         """All of it as JSON can hold it. Nothing in it tells where it was made."""
-        seed, resamples = self.settings["seed"], self.settings["resamples"]
         document = {
             "format": FORMAT,
             "made_by": "refine-wrap analyze-degradation",
-            "sets": [each.document(self.clean, seed, resamples) for each in self.sets],
+            "sets": [each.document(self.clean) for each in self.sets],
             "largest_entropy": LARGEST_ENTROPY,
             "left_out": [{"image": name, "why": why} for name, why in self.left_out],
             "classifier": self.classifier,

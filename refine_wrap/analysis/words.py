@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..evaluation.statistics import bootstrap
+from ..evaluation.statistics import Interval
 from .measures import LARGEST_ENTROPY
 from .result import Analysis
 
@@ -14,13 +14,12 @@ def diversity_lines(analysis: Analysis) -> list[tuple[str, ...]]:
     """Each set: as `DIVERSITY_HEAD`."""
     found: list[tuple[str, ...]] = []
     for each in analysis.sets:
-        interval = "" if each.interval is None else f" [{each.interval[0]:.3f}, {each.interval[1]:.3f}]"
         name, share = max(each.shares.items(), key=lambda item: item[1])
         found.append(
             (
                 each.label,
                 str(len(each.looks)),
-                f"{each.entropy:.3f}{interval}",
+                f"{each.entropy:.3f}{_interval(each.entropy_interval, 3)}",
                 f"{each.entropy / LARGEST_ENTROPY:.0%}",
                 f"{name.replace('_', ' ')} ({share:.0%})",
                 f"{each.looks_clean:.0%}",
@@ -31,14 +30,12 @@ def diversity_lines(analysis: Analysis) -> list[tuple[str, ...]]:
 
 def look_lines(analysis: Analysis) -> list[tuple[str, ...]]:
     """Each set: as `LOOK_HEAD`."""
-    seed, resamples = analysis.settings["seed"], analysis.settings["resamples"]
     found: list[tuple[str, ...]] = []
     for each in analysis.sets:
-        interval = bootstrap(each.values("mean"), seed, resamples)
-        words = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
-        colours = [_number(each.mean(of)) for of in ("mean", "median", "percentile_95", "cast")]
-        noise, detail = _number(each.median("noise")), each.median("detail")
-        found.append((each.label, colours[0] + words, *colours[1:], noise, f"{detail or 0:.2%}"))
+        first, *others = (_number(each.mean(f"colour.{of}")) for of in ("mean", "median", "percentile_95", "cast"))
+        noise, detail = each.median("noise"), each.median("detail")
+        first += _interval(each.colour_interval, 2)
+        found.append((each.label, first, *others, _number(noise), f"{detail:.2%}"))
     return found
 
 
@@ -51,3 +48,7 @@ def classifier_line(analysis: Analysis) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
+
+
+def _interval(interval: Interval | None, digits: int) -> str:
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
