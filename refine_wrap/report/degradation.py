@@ -77,7 +77,8 @@ def _diversity(analysis: Analysis) -> str:
     notes = [
         f"H: {analysis.settings['entropy']}, natural logarithm, at most ln 15 = {LARGEST_ENTROPY:.3f}; the more kinds "
         "of corruption a set shows, the higher. It is low by chance where a set has few images.",
-        "An image that looks clean is counted among the 15 too, as what it looks most like.",
+        "An image that looks clean is counted among the 15 too, as what it looks most like: where many look clean, H "
+        "says little.",
     ]
     head = section("Diversity", text_table(DIVERSITY_HEAD, rows, "Diversity"), notes)
     body = ""

@@ -26,6 +26,9 @@ Array = npt.NDArray[Any]
 TRIES, LEAST_CONTRAST = 8, 0.03
 """How often a training crop is drawn again while its standard deviation is below this: blur of a plain wall is none."""
 
+CONFUSED = 0.05
+"""Share of a corruption's images from which on it is told what they are taken for."""
+
 
 class CorruptionData(GroundTruthData):
     """`image` (3, c, c), RGB in [0, 1], rounded to 8 bits, and `label` (), its place in `CLASSES`.
@@ -117,7 +120,7 @@ class ClassifyObjective(Objective):
         self, recipe: Recipe, data: ImageData, device: torch.device, pictures: Path | None, limit: int | None
     ) -> list[dict[str, Any]]:
         """Accuracy over all corruptions and severities of the held-out photos, by class, by severity, and the
-        confusion of classes: of each, the shares that are taken for the others.
+        confusion of classes: of each, what it is taken for, from a share of `CONFUSED` on.
 
         Pictures: a photo in every corruption of severity 3, side by side.
         """
@@ -171,7 +174,9 @@ def accuracies(
         figures.append((f"accuracy, {name}", float(right[own].mean()), protocol))
         taken = {CLASSES[other]: float((guess[own] == other).mean()) for other in range(len(CORRUPTIONS))}
         figures += [
-            (f"{name} taken for {other}", share, protocol) for other, share in taken.items() if share and other != name
+            (f"{name} taken for {other}", share, protocol)
+            for other, share in taken.items()
+            if share >= CONFUSED and other != name
         ]
     protocol = "share of images that are taken for clean rather than for any of 15 corruptions"
     figures.append(("clean taken for clean", float(clean[~corrupted].mean()), protocol))
