@@ -307,7 +307,7 @@ def test_recipes_refuse_what_a_classifier_does_not_take(clean: Path) -> None:
 
 
 def test_the_shipped_classifier_is_as_accurate_as_its_card_says(photo: np.ndarray) -> None:
-    """On one photo that is among no training set: a coarse check of the weights, the constants and the way in."""
+    """On one photo: a coarse check of the weights, the constants and the way in."""
     loaded = load_classifier("shipped:corruptions")
     stated = next(metric["value"] for metric in loaded.metrics if metric["name"] == "accuracy")
     images, labels = [], []
