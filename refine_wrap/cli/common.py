@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ import typer
 from ..errors import RefineWrapError
 
 if TYPE_CHECKING:
+    from ..evaluation.run import Notify
     from ..wrapper import RefineWrapper
 
 Revision = Annotated[
@@ -149,3 +151,28 @@ def notices() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+def labelled(text: str) -> tuple[str | None, str]:
+    """LABEL=FOLDER taken apart; a folder whose name holds the sign is a folder."""
+    label, sign, folder = text.partition("=")
+    return (label, folder) if sign and label and folder and not Path(text).exists() else (None, text)
+
+
+@contextmanager
+def images_progress(quiet: bool) -> Iterator[Notify]:
+    """A bar over the images of an evaluation or analysis, and a line for each that is left out."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("images", total=None)
+
+        def notify(done: int, total: int, name: str, reason: str | None) -> None:
+            progress.update(task, completed=done, total=total)
+            if reason is not None:
+                typer.echo(f"Left out: {name}: {reason}", err=True)
+
+        yield notify

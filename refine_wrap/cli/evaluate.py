@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Device, Overwrite, Quiet, device_named, notices
+from .common import Device, Overwrite, Quiet, device_named, images_progress, labelled, notices
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, Outputs
-    from ..evaluation.run import Notify
 
 
 def evaluate(
@@ -126,7 +124,7 @@ def evaluate(
         where: dict[str, Any] = {"gt_pattern": gt_pattern, "lq_pattern": lq_pattern, "device": device_named(device)}
         judges = [load_scorer(name, device=where["device"]) for name in judge or []]
         # The outputs are opened first: learn before the work, not after it, that they cannot be written.
-        with atomic_path(document) as json_file, atomic_path(out) as page, _progress(quiet) as notify:
+        with atomic_path(document) as json_file, atomic_path(out) as page, images_progress(quiet) as notify:
             known = judge_validity(judges, *validity_pairs, **where, notify=notify) if validity_pairs else validity
             result = run(
                 outputs[1:],
@@ -157,10 +155,10 @@ def _outputs(candidates: list[str], baseline: str, adapters: list[str], backbone
     from ..errors import RefineWrapError
     from ..evaluation import Outputs
 
-    named = [_labelled(text) for text in (baseline, *candidates)]
+    named = [labelled(text) for text in (baseline, *candidates)]
     labels = [label for label, _ in named]
     made: list[list[str]] = [[] for _ in named]
-    for label, folder in map(_labelled, adapters):
+    for label, folder in map(labelled, adapters):
         if label is not None and label not in labels:
             known = ", ".join(each for each in labels if each) or "no candidate has a label: LABEL=FOLDER gives one"
             raise RefineWrapError(f"--adapter is given for {label!r}, which is no candidate", known)
@@ -172,30 +170,6 @@ def _outputs(candidates: list[str], baseline: str, adapters: list[str], backbone
     return [
         Outputs(folder, label, tuple(own), backbone=backbone) for (label, folder), own in zip(named, made, strict=True)
     ]
-
-
-def _labelled(text: str) -> tuple[str | None, str]:
-    """LABEL=FOLDER taken apart; a folder whose name holds the sign is a folder."""
-    label, sign, folder = text.partition("=")
-    return (label, folder) if sign and label and folder and not Path(text).exists() else (None, text)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Notify]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task("images", total=None)
-
-        def notify(done: int, total: int, name: str, reason: str | None) -> None:
-            progress.update(task, completed=done, total=total)
-            if reason is not None:
-                typer.echo(f"Left out: {name}: {reason}", err=True)
-
-        yield notify
 
 
 def _show(result: Evaluation) -> None:

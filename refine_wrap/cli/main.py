@@ -11,6 +11,7 @@ import typer
 
 from .. import __version__
 from .absorb import absorb
+from .analyze_degradation import analyze_degradation
 from .common import guarded
 from .compare import compare
 from .convert import convert
@@ -44,6 +45,7 @@ for verb in (
     make_flawed,
     enhance,
     degrade,
+    analyze_degradation,
     info,
     compare,
     convert,

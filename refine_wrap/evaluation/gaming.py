@@ -82,30 +82,41 @@ def _luma(picture: Picture, top: int, bottom: int) -> Array:
     return grey if picture.bits == 8 else grey / np.float32(257)
 
 
-def _spectrum(picture: Picture) -> tuple[float, float]:
-    """Energy, and its part above `FREQUENCY`."""
+def frequencies(block: int) -> npt.NDArray[np.float64]:
+    """Of a block's half spectrum, (block, block // 2 + 1): cycles a pixel, from the centre of the spectrum."""
+    return np.hypot(np.fft.fftfreq(block)[:, None], np.fft.rfftfreq(block))
+
+
+def power(picture: Picture) -> npt.NDArray[np.float64]:
+    """Power of the luma by frequency, (block, block // 2 + 1), the mean over blocks, in squared levels of 255.
+
+    White noise has its variance at every frequency. Blocks are `BLOCK` pixels, or as large as a smaller picture holds.
+    """
     block = min(BLOCK, picture.height, picture.width)
     window = np.outer(*[np.hanning(block + 2)[1:-1].astype(np.float32)] * 2)
     window /= np.sqrt(np.square(window).mean())
     weight = window / window.sum()
-    radius = np.hypot(np.fft.fftfreq(block)[:, None], np.fft.rfftfreq(block))
-    # Half of the spectrum stands for both halves; the columns at 0 and, for an even side, at 0.5 have no twin.
-    twice = np.full(radius.shape, 2.0)
-    twice[:, 0] = 1
-    if block % 2 == 0:
-        twice[:, -1] = 1
-    above = twice * (radius > FREQUENCY)
-    energy = detail = 0.0
+    total = np.zeros((block, block // 2 + 1))
     tops, lefts = _starts(picture.height, block), _starts(picture.width, block)
     for top in tops:
         rows = _luma(picture, top, top + block)
         blocks = np.stack([rows[:, left : left + block] for left in lefts])
         blocks -= (blocks * weight).sum(axis=(1, 2), keepdims=True)
-        power = np.square(np.abs(np.fft.rfft2(blocks * window))).sum(axis=0)
-        energy += float((power * twice).sum())
-        detail += float((power * above).sum())
-    pixels = len(tops) * len(lefts) * block**4
-    return energy / pixels, detail / pixels
+        total += np.square(np.abs(np.fft.rfft2(blocks * window))).sum(axis=0)
+    return total / (len(tops) * len(lefts) * block**2)
+
+
+def _spectrum(picture: Picture) -> tuple[float, float]:
+    """Energy, and its part above `FREQUENCY`."""
+    found = power(picture)
+    block = len(found)
+    # Half of the spectrum stands for both halves; the columns at 0 and, for an even side, at 0.5 have no twin.
+    twice = np.full(found.shape, 2.0)
+    twice[:, 0] = 1
+    if block % 2 == 0:
+        twice[:, -1] = 1
+    found = found * twice / block**2
+    return float(found.sum()), float(found[frequencies(block) > FREQUENCY].sum())
 
 
 def _starts(size: int, block: int) -> list[int]:

@@ -138,7 +138,7 @@ class Evaluation:
 
     def document(self) -> dict[str, Any]:
         """All of it as JSON can hold it. Nothing in it tells where it was made."""
-        return _plain(
+        return plain(
             {
                 "format": FORMAT,
                 "made_by": "refine-wrap evaluate",
@@ -205,12 +205,12 @@ def _seen(one: Seen | None) -> dict[str, Any] | None:
     return {"sha256": one.sha256, "figures": one.figures, "texture": texture}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers to 6 significant digits, and infinity as text: JSON has none, and the PSNR of two equal images is it."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     return value

@@ -25,6 +25,7 @@ KINDS = {
     "codebook": "an autoencoder with codebooks of features",
     "reconstructor": "a reconstructor, which degrades images as real cameras do",
     "scorer": "a scorer of image quality",
+    "classifier": "a classifier of common corruptions",
 }
 """What an adapter can be, with a word for people."""
 

@@ -24,6 +24,7 @@ ALONE = {
     "scorer": ("refine_wrap.scorers", "load_scorer"),
     "codebook": ("refine_wrap.quality", "load_autoencoder"),
     "reconstructor": ("refine_wrap.reconstruction", "load_reconstructor"),
+    "classifier": ("refine_wrap.analysis", "load_classifier"),
 }
 """What has nothing to do with a backbone, and what loads it."""
 _RESTRICTED = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
@@ -59,6 +60,9 @@ def _front_matter(record: Mapping[str, Any]) -> str:
     family = (record["backbone"] or {}).get("family")
     if record["kind"] == "scorer":  # the Hub has no task for it
         head["tags"] = ["refine-wrap", "image-quality-assessment", "scorer"]
+    elif record["kind"] == "classifier":
+        head["pipeline_tag"] = "image-classification"
+        head["tags"] = ["refine-wrap", "classifier"]
     else:
         head["pipeline_tag"] = "image-to-image"
         head["tags"] = ["refine-wrap", "image-restoration", record["kind"], *([str(family).lower()] if family else [])]
@@ -185,6 +189,8 @@ def _limits(record: Mapping[str, Any]) -> str:
     recipe = record["recipe"] or {}
     if record["kind"] == "scorer":
         lines = ["It was trained for the distortions of its recipe; on others its order may be wrong."]
+    elif record["kind"] == "classifier":
+        lines = ["It takes every image for one of its classes, whatever has happened to it."]
     else:
         lines = ["It was trained for the degradations of its recipe; on others it may add detail that was never there."]
     if recipe.get("objective") == "refine" and not recipe.get("supervision"):

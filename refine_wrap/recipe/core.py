@@ -20,7 +20,7 @@ from ..errors import RecipeError, RefineWrapError
 from ..resources import recipe_path
 from .lines import Places, apply_override, read_tree
 from .quality import CodebookChoice, QualityChoice
-from .reconstruction import ReconstructorChoice
+from .reconstruction import ClassifierChoice, ReconstructorChoice
 from .sections import (
     SMALLEST_CROP,
     BackboneChoice,
@@ -38,6 +38,10 @@ from .sections import (
 from .supervision import MasksChoice, SupervisionChoice
 from .words import explain_step, refusal
 
+Trainable = Literal[
+    "backbone", "lora", "refiner", "quality_head", "codebook", "reconstructor", "scorer", "masks", "classifier"
+]
+
 
 class Recipe(Section):
     """One training run. See `adapters/` for examples with comments."""
@@ -48,12 +52,13 @@ class Recipe(Section):
     """Name of the run and of what it makes: letters, digits, dot, dash, underscore."""
     description: str = ""
     """One line for people."""
-    objective: Literal["restore", "refine", "quality", "codebook", "reconstruct", "score", "masks"]
+    objective: Literal["restore", "refine", "quality", "codebook", "reconstruct", "score", "masks", "classify"]
     """restore: train the backbone. refine: keep the backbone frozen and train the refiner toward the ground truth.
     quality: keep the backbone frozen and train a head that steers its features by the ground truth's quality.
     codebook: train a codebook autoencoder, or a restorer that predicts its codes. reconstruct: train a reconstructor,
     too little, for realistic degradation. score: train a no-reference scorer of image quality. masks: train the
-    generator of frequency masks that mixes a ground truth with its super-resolved variants."""
+    generator of frequency masks that mixes a ground truth with its super-resolved variants. classify: train a
+    classifier of common corruptions, by which degraded training sets are analysed."""
     backbone: BackboneChoice | None = None
     """The restoration network, for the objectives restore, refine and quality. Without one a refiner learns from ground
     truths alone (supervision.input: ground_truth), and goes behind any network."""
@@ -69,13 +74,12 @@ class Recipe(Section):
     """The codebook networks, for the objective codebook."""
     reconstructor: ReconstructorChoice | None = None
     """The reconstructor, for the objective reconstruct."""
-    trainable: (
-        list[Literal["backbone", "lora", "refiner", "quality_head", "codebook", "reconstructor", "scorer", "masks"]]
-        | None
-    ) = None
+    classifier: ClassifierChoice | None = None
+    """The classifier, for the objective classify."""
+    trainable: list[Trainable] | None = None
     """What is trained. restore: [backbone], all of it, or [lora], small matrices beside its layers. refine: [refiner].
     quality: [quality_head], or [refiner], one that takes the quality in. codebook: [codebook].
-    reconstruct: [reconstructor]. score: [scorer]. masks: [masks]. null: the first of these."""
+    reconstruct: [reconstructor]. score: [scorer]. masks: [masks]. classify: [classifier]. null: the first of these."""
     lora: LoraChoice = LoraChoice()
     """The size and place of LoRA, for trainable: [lora]."""
     refiner: RefinerChoice = RefinerChoice()
@@ -143,7 +147,7 @@ class Recipe(Section):
             if self.losses.weights():
                 came = f"losses compare images, and {self.reconstructor.kind} learns from its own loss alone"
                 raise cross("losses", came, "losses: {}", "set losses={}")
-        elif self.objective not in ("score", "masks") and not only_codes:
+        elif self.objective not in ("score", "masks", "classify") and not only_codes:
             _check_losses("losses", self.losses.weights(), self.data.crop)
         if self.supervision is not None:
             _check_supervision(self, self.supervision)
@@ -232,6 +236,7 @@ _TRAINABLE = {
     "reconstruct": (["reconstructor"],),
     "score": (["scorer"],),
     "masks": (["masks"],),
+    "classify": (["classifier"],),
 }
 _SECTIONS = {
     "restore": (("backbone",), ()),
@@ -241,6 +246,7 @@ _SECTIONS = {
     "reconstruct": (("reconstructor",), ()),
     "score": (("scorer",), ()),
     "masks": (("supervision", "masks"), ()),
+    "classify": (("classifier",), ()),
 }
 """The sections that an objective must have, and may have."""
 
@@ -248,7 +254,7 @@ _SECTIONS = {
 def _check_parts(recipe: Recipe) -> None:
     """Each objective has its own sections."""
     needed, allowed = _SECTIONS[recipe.objective]
-    for name in ("backbone", "scorer", "supervision", "masks", "quality", "codebook", "reconstructor"):
+    for name in ("backbone", "scorer", "supervision", "masks", "quality", "codebook", "reconstructor", "classifier"):
         given = getattr(recipe, name) is not None
         if name == "backbone" and recipe.objective == "refine" and not given and recipe.supervision is not None:
             if recipe.supervision.input != "ground_truth":
@@ -265,8 +271,10 @@ def _check_parts(recipe: Recipe) -> None:
         raise cross(
             "data", "the objective score makes its own pictures from data.train.gt", "neither lq nor data.degradation"
         )
-    if recipe.objective == "reconstruct" and (recipe.data.degradation is not None or recipe.data.train.lq is not None):
-        raise cross("data", "the objective reconstruct looks at ground truths alone", "neither lq nor data.degradation")
+    from_ground_truths = recipe.objective in ("reconstruct", "classify")
+    if from_ground_truths and (recipe.data.degradation is not None or recipe.data.train.lq is not None):
+        came = f"the objective {recipe.objective} looks at ground truths alone"
+        raise cross("data", came, "neither lq nor data.degradation")
     if recipe.objective in ("masks", "refine") and recipe.backbone is None and recipe.data.train.lq is not None:
         raise cross("data.train.lq", f"the objective {recipe.objective} looks at ground truths alone here", "no lq")
 

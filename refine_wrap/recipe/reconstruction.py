@@ -1,4 +1,4 @@
-"""The section of a recipe about reconstructors."""
+"""The sections of a recipe about reconstructors, and about the classifier that tells what they did."""
 
 # ruff: noqa: RUF012 (pydantic copies default values)
 
@@ -28,3 +28,15 @@ class ReconstructorChoice(Section):
     def compares(self) -> bool:
         """Whether it learns by comparing images."""
         return self.kind != "ddim"
+
+
+class ClassifierChoice(Section):
+    """The classifier of the 15 common corruptions, and of what is clean."""
+
+    trunk: str = "resnet10t"
+    """A small model of timm, by name; it starts from scratch."""
+    options: dict[str, Any] = {}
+    """Arguments of that model."""
+    downscale: Annotated[int, Field(ge=1, le=8)] = 4
+    """How many times smaller the images of data.train become first (bicubic, antialiased), before they are corrupted:
+    what it learns to look at is low-resolution images."""

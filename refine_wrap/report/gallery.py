@@ -58,7 +58,7 @@ class Gallery:
         width, height = frame.width, frame.height
         shrink = min(1.0, self.side / max(width, height))
         page = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        views = [_view(picture) for picture in pictures]
+        views = [view(picture) for picture in pictures]
         crop = _most_different(views, width, height)
         whole = all(max(view.size) <= self.side for view in views) and shrink == 1.0
         bounds = (0, 0, width, height) if whole else _around(crop, width, height)
@@ -128,7 +128,7 @@ def see_through(picture: Picture) -> bool:
     return picture.alpha is not None and bool((picture.alpha < (1 << picture.bits) - 1).any())
 
 
-def _view(picture: Picture) -> Image:
+def view(picture: Picture) -> Image:
     """What a browser shows: 8 bits, RGB, or RGBA where something is transparent."""
     from PIL import Image
 

@@ -53,6 +53,12 @@ class Payloads:
         )
 
 
+def inline(image: Image) -> str:
+    """An 8-bit picture as the value of a `src` attribute, without loss: for few and small ones, see `Payloads`."""
+    kind, content = _encode(image, None)
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
 def page_path(out: PathLike, overwrite: bool) -> Path:
     """The page's path, or the refusal.
 

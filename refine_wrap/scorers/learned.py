@@ -42,8 +42,6 @@ class LearnedScorer(Scorer):
 
     differentiable = True
     worst, best = 0.0, 1.0
-    line: Tensor
-    colours: Tensor
 
     def __init__(
         self, name: str, trunk: str, options: Mapping[str, Any] | None = None, licence: str = "CC-BY-SA-4.0"
@@ -65,10 +63,6 @@ class LearnedScorer(Scorer):
             ) from None
         self.trunk = model
         self.head = nn.Conv2d(int(model.num_features), 2, 1)
-        place = torch.arange(-4, 5, dtype=torch.float32)
-        line = torch.exp(-0.5 * (place / FINE) ** 2)
-        self.register_buffer("line", line / line.sum(), persistent=False)
-        self.register_buffer("colours", torch.tensor(COLOURS), persistent=False)
         self.eval()
 
     def raw(self, image: Tensor) -> Tensor:
@@ -97,20 +91,22 @@ class LearnedScorer(Scorer):
         if down or right:
             image = functional.pad(image, (0, right, 0, down), mode="replicate")
         trunk: Any = self.trunk
-        scores: Tensor = self.head(trunk.forward_features(torch.cat((image * 2 - 1, self._detail(image)), 1)))
+        scores: Tensor = self.head(trunk.forward_features(torch.cat((image * 2 - 1, detail(image)), 1)))
         return scores
 
-    def _detail(self, image: Tensor) -> Tensor:
-        """What is finer than a slight blur, (B, 3, H, W), small differences lifted.
 
-        Light noise and light smoothing are less than a hundredth of an image's range; they decide, and a small trunk
-        needs long to find them by itself.
-        """
-        planes = torch.einsum("ij,bjhw->bihw", self.colours.to(image.dtype), image)
-        line = self.line.to(image.dtype).expand(3, 1, 1, -1)
-        wide = functional.pad(planes, (4, 4, 4, 4), mode="replicate")
-        soft = functional.conv2d(functional.conv2d(wide, line, groups=3), line.mT, groups=3)
-        return torch.asinh(LIFT * (planes - soft))
+def detail(image: Tensor) -> Tensor:
+    """What is finer than a slight blur, of luminance and colour differences, (B, 3, H, W), small differences lifted.
+
+    Light noise and light smoothing are less than a hundredth of an image's range; they decide, and a small trunk
+    needs long to find them by itself.
+    """
+    line = torch.exp(-0.5 * (torch.arange(-4, 5, dtype=torch.float32) / FINE) ** 2)
+    line = (line / line.sum()).to(image).expand(3, 1, 1, -1)
+    planes = torch.einsum("ij,bjhw->bihw", torch.tensor(COLOURS).to(image), image)
+    wide = functional.pad(planes, (4, 4, 4, 4), mode="replicate")
+    soft = functional.conv2d(functional.conv2d(wide, line, groups=3), line.mT, groups=3)
+    return torch.asinh(LIFT * (planes - soft))
 
 
 def tiles(image: Tensor, longest: int) -> Iterator[Tensor]:

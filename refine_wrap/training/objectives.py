@@ -353,6 +353,10 @@ def build_objective(recipe: Recipe) -> Objective:
         from .score import ScoreObjective
 
         return ScoreObjective.of(recipe)
+    if recipe.objective == "classify":
+        from .classify import ClassifyObjective
+
+        return ClassifyObjective.of(recipe)
     if recipe.objective == "masks":
         from .supervised import MasksObjective
 
