@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from baselines import judges, progress, summary
 from common import write
-from refine_wrap.degradation.published import published
 
 from refine_wrap import Picture, Recipe, RefineWrapper, load_backbone, read_image, write_image
 from refine_wrap.degradation import Degradation
+from refine_wrap.degradation.published import published
 from refine_wrap.evaluation import Outputs, evaluate, full_reference, judge_validity
 from refine_wrap.folder import list_images
 from refine_wrap.reconstruction import degrade_folder
