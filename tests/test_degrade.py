@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.color import rgb2lab
+from typer.testing import CliRunner
 
 from refine_wrap import Recipe, read_image, write_image
 from refine_wrap.cli.main import app
@@ -43,6 +44,7 @@ from refine_wrap.reconstruction import (
     save_reconstructor,
 )
 from refine_wrap.reconstruction import make as making
+from refine_wrap.resources import weights_dir
 from refine_wrap.training import DegradedData, finetune
 from refine_wrap.training.data import ImageStore, loader
 
@@ -790,3 +792,24 @@ def test_inputs_of_a_test_set(tmp_path: Path, checkpoints: list[str]) -> None:
     text = json.loads((tmp_path / "one/manifest.json").read_text())
     assert str(tmp_path) not in json.dumps(text["degradation"]) and checkpoints[0] not in json.dumps(text)
     assert "reconstruct" in text["photos"]["a"]["images"][0]["drawn"]["input/level1"]
+
+
+def test_the_shipped_reconstructor_degrades_at_once(tmp_path: Path) -> None:
+    """Its card: 24 dB and a cast of 7 CIEDE2000 on photos, which the guard bounds."""
+    network = load_reconstructor("shipped:vqvae2")
+    assert isinstance(network, VQVAE2)
+    assert sum(p.numel() for n, p in network.named_parameters() if not n.endswith("embedding.weight")) == 1_388_867
+    photo = read_image(weights_dir() / "demo_photo.png")
+    small = downsample(as_float(photo.pixels[: photo.height // 4 * 4, : photo.width // 4 * 4]), 4).clip(0, 1)
+    clean = torch.from_numpy(small.transpose(2, 0, 1).copy())[None]
+    assert 18 < float(full_reference("PSNR")(network.reconstruct(clean), clean)) < 30
+    write_image(tmp_path / "hr/photo.png", photo)
+    done = CliRunner().invoke(app, ["degrade", str(tmp_path / "hr"), "-o", str(tmp_path / "lr"), "--max-delta-e", "3"])
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((tmp_path / "lr/manifest.json").read_text())
+    (about,) = manifest["reconstructors"].values()
+    (made,) = manifest["pictures"].values()
+    assert about["name"] == "shipped:vqvae2" and made["drawn"]["reconstruct"]["delta_e"][1] <= 3
+    lr = read_image(tmp_path / "lr/photo.png")
+    assert (lr.height, lr.width) == (photo.height // 4, photo.width // 4)
+    assert np.abs(lr.pixels.astype(float) / 255 - small).max() > 0.02, "it does something"

@@ -212,6 +212,16 @@ def test_a_degradation_by_the_name_of_its_recipe(tmp_path: Path) -> None:
             Recipe.load(path, [f"data.degradation={wrong}"])
 
 
+@pytest.mark.parametrize("name", ["swinir_x4", "hat_x4", "edsr_x4", "esrgan_x4"])
+@pytest.mark.parametrize(
+    "how", [[], ["objective=restore"], ["objective=restore", "trainable=[lora]"]], ids=["refiner", "full", "lora"]
+)
+def test_super_resolvers_take_the_undertrained_degradation(name: str, how: list[str]) -> None:
+    recipe = Recipe.load(name, ["data.degradation=undertrained_x4", *how])
+    assert recipe.data.degradation is not None and recipe.data.degradation.reconstruct is not None
+    assert recipe.data.degradation.checkpoints() == ["shipped:vqvae2"] and recipe.data.degradation.also
+
+
 @pytest.mark.parametrize(
     ("override", "came", "expected"),
     [

@@ -746,6 +746,7 @@ TINY = {
     "nafnet_denoise": f"backbone.options={NAFNET}",
     "nafnet_deblur": f"backbone.options={NAFNET}",
     "esrgan_x4": f"backbone.options={TINY_RRDB % 4}",
+    "undertrained_x4": f"backbone.options={TINY_RRDB % 4}",
     "edsr_x4": "backbone.options={num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, upscale: 4}",
     "sr_x2": "backbone.options={num_feat: 4, num_conv: 1, upscale: 2}",
     "custom_template": f"backbone.arch={__name__}:DropNet",

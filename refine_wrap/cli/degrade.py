@@ -10,6 +10,8 @@ import typer
 
 from .common import Quiet, Shard, notices, part
 
+SHIPPED = "shipped:vqvae2"
+
 
 def degrade(
     hr: Annotated[Path, typer.Argument(help="A folder of good, high-resolution pictures, or one.", show_default=False)],
@@ -21,7 +23,8 @@ def degrade(
             "-r",
             metavar="CKPT[,CKPT...]",
             help="Undertrained reconstructors, of which each picture takes one: folders, shipped:NAME or org/name on "
-            "the Hub; may be given several times. Several seeds and steps give more kinds of degradation.",
+            "the Hub; may be given several times. Several seeds and steps give more kinds of degradation. Default: "
+            "shipped:vqvae2, and with --degradation what that names.",
             show_default=False,
         ),
     ] = None,
@@ -92,6 +95,8 @@ def degrade(
     from ..recipe import load_degradation
 
     words = list(degradation or [])
+    if not reconstructor and not words:
+        reconstructor = [SHIPPED]
     given = {
         "scale": scale,
         "reconstruct.checkpoints": json.dumps(_names(reconstructor), ensure_ascii=False) if reconstructor else None,
