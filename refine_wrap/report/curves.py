@@ -8,7 +8,7 @@ from html import escape
 
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 280, 44, 34
 _BAR = 90
-COLOURS = 6
+COLOURS = 10
 """Sets beyond so many begin with the first colour again."""
 
 
