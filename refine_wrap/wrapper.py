@@ -62,7 +62,8 @@ class RefineWrapper(nn.Module):
             self.quality_head = build_head(quality_head, self.backbone).to(self.backbone.device)
             self.quality_head.attach(self.backbone)
         self.strength, self.quality = strength, quality
-        self.scorers: list[str] = list(getattr(self.backbone.module, "scorers", []))
+        knows = self.backbone.spec.quality
+        self.scorers: list[str] = list(getattr(self.backbone.module, "scorers", ())) if knows else []
         """Scorers that it was trained on, as an adapter records them: they do not judge what it makes."""
         self.condition: Mapping[str, Any] | None = None
         """How scores became the qualities that it was trained with, `refine_wrap.quality.Condition.to_dict()`."""

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from ..degradation import Degradation
 from ..errors import RefineWrapError
 from ..hub import TRAINED
 from ..quality import CodebookRestorer, Condition, DualCodebookAutoencoder, load_autoencoder, save_autoencoder
 from ..quantize import VectorQuantizer, silhouette, usage
 from .data import ImageData, training_data, validation_data
 from .losses import LossSet
-from .objectives import ImageObjective, card_facts, save_backbone
+from .objectives import ImageObjective, card_facts, save_backbone, without_places
 from .quality import QUALITIES, add_qualities, scorer_names
 from .scorer_losses import differentiable_scorers, scorable
 
@@ -311,9 +312,10 @@ def _compare_degradations(recipe: Recipe, about: Path) -> None:
     """Warn where the stage before met other low-quality images: its codes were learned for those."""
     if not about.is_file():
         return
-    before = json.loads(about.read_text(encoding="utf-8"))["recipe"]["data"]["degradation"]
-    own = recipe.to_dict()["data"]["degradation"]
-    if before != own:
+    before = json.loads(about.read_text(encoding="utf-8"))["recipe"]["data"].get("degradation")
+    own = without_places(recipe.to_dict())["data"]["degradation"]
+    # Read again: keys that there were not then stand at their defaults.
+    if (before and Degradation.model_validate(before)) != (own and Degradation.model_validate(own)):
         text = "data.degradation is not that of codebook.start, whose codes were learned for that"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
