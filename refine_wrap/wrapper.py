@@ -276,7 +276,8 @@ class RefineWrapper(nn.Module):
             )
         if not self._added:
             raise RefineWrapError("Nothing was added to this backbone", "a refiner or a quality head, to save it")
-        about = {"scorers": list(self.scorers), **about}
+        # Those of a backbone that scorers trained, too: they judge neither.
+        about["scorers"] = list(dict.fromkeys([*self.scorers, *about.get("scorers", ())]))
         added = {f"{part}.{n}": v for part, module in self._added.items() for n, v in module.state_dict().items()}
         config: dict[str, Any] = {"refiner": None if self.refiner is None else self.refiner.config()}
         if self.adds_quality:

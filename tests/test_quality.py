@@ -688,11 +688,13 @@ def test_fidelity_on_the_command_line(place: Path, trained: dict[str, Path], tmp
     assert "without --backbone" in CliRunner().invoke(app, alone).output
 
 
-def test_scorers_of_a_trained_restorer_do_not_judge_it(trained: dict[str, Path]) -> None:
+def test_scorers_of_a_trained_restorer_do_not_judge_it(trained: dict[str, Path], tmp_path: Path) -> None:
     wrapper = RefineWrapper(load_backbone(trained["fuse"]))
     assert sorted(entry.split("@")[0] for entry in wrapper.scorers) == ["gauge", "ranker"]
     with pytest.raises(RefineWrapError, match="gauge cannot judge"):
         DoNoHarm("shipped:gauge").check(wrapper)
+    saved = load_adapter(wrapper.save_pretrained(tmp_path / "adapter", scorers=["niqe@0"])).scorers
+    assert sorted(entry.split("@")[0] for entry in saved) == ["gauge", "niqe", "ranker"], "evaluate reads these"
 
 
 def test_the_autoencoder_learns_and_its_codes_are_used(trained: dict[str, Path]) -> None:
