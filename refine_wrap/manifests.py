@@ -6,7 +6,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from .resources import file_digest
 M = TypeVar("M", bound=BaseModel)
 E = TypeVar("E", bound=BaseModel)
 MANIFEST = "manifest.json"
+ANOTHER = "choose another output folder, or pass --overwrite"
+"""What to do where a folder holds something else."""
 LOCK_SECONDS = 60.0
 FLUSH_SECONDS = 5.0
 """What a killed run made since the manifest was written last is made again by the next: the same bytes."""
@@ -65,6 +67,24 @@ def source_digest(source: Path, below: str) -> str:
         return file_digest(source)
     except OSError as error:
         raise ImageError(f"{source} cannot be read: {error.strerror or error}", None, "check it") from None
+
+
+def refuse_unclaimed(out: Path, targets: Iterable[Path], verb: str, next_step: str | None = None) -> None:
+    """For a folder without a manifest. Raises DataError: one of the files that are to be made is there."""
+    taken = next((path for path in targets if path.exists()), None)
+    if taken is not None:
+        raise DataError(
+            f"{taken} is there, and no {out / MANIFEST} that says what it is",
+            f"a new folder, or one that refine-wrap {verb} has made",
+            next_step,
+        )
+
+
+def other_settings(out: Path, came: str) -> DataError:
+    """For a folder that was made with something else than is wanted now."""
+    return DataError(
+        f"{out} was made with {came}", f"the settings in its {MANIFEST}", f"{ANOTHER} to make all of it anew"
+    )
 
 
 def is_right(path: Path, digest: str) -> bool:

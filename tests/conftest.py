@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,3 +45,32 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     return SHARED
+
+
+def at_once(work: Callable[[tuple[int, int]], Iterable[object]]) -> list[object]:
+    """Run a folder's work in four threads, twice all of it and twice a half; what failed, and what was raised."""
+    failures: list[object] = []
+
+    def run(shard: tuple[int, int]) -> None:
+        try:
+            failures.extend(work(shard))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(shard,)) for shard in ((0, 1), (0, 1), (0, 2), (1, 2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failures
+
+
+def interrupted(command: Sequence[str], there: Path) -> tuple[int, str]:
+    """Ctrl-C in a command as soon as a file is there: its exit code, and what it said."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    until = time.monotonic() + 240
+    while not there.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=240)
+    return process.returncode, said

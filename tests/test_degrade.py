@@ -7,17 +7,15 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import at_once, interrupted
 from PIL import Image
 from skimage.color import rgb2lab
 from typer.testing import CliRunner
@@ -522,20 +520,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
 
 def test_several_processes_at_once(photos: Path, tmp_path: Path, settings: Degradation) -> None:
     out = tmp_path / "lr"
-    failures: list[object] = []
-
-    def run(shard: tuple[int, int]) -> None:
-        try:
-            failures.extend(degrade_folder(photos, out, settings, shard=shard).failed)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(shard,)) for shard in ((0, 1), (0, 1), (0, 2), (1, 2))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert at_once(lambda shard: degrade_folder(photos, out, settings, shard=shard).failed) == []
     degrade_folder(photos, tmp_path / "whole", settings)
     assert written(out) == written(tmp_path / "whole")
 
@@ -717,13 +702,8 @@ def test_ctrl_c_of_the_command(tmp_path: Path, checkpoints: list[str]) -> None:
     out = tmp_path / "lr"
     command = [sys.executable, "-m", "refine_wrap.cli.main", "degrade", str(tmp_path / "hr"), "-o", str(out)]
     command += ["-r", checkpoints[0]]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    until = time.monotonic() + 240
-    while not (out / "001.png").exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 130 and "Interrupted." in said and "Traceback" not in said
+    code, said = interrupted(command, out / "001.png")
+    assert code == 130 and "Interrupted." in said and "Traceback" not in said
     known = Manifest.read(out).pictures
     assert set(written(out)) - {"manifest.json"} - set(known) <= {f"{len(known):03}.png"} and 1 < len(known) < 300
 

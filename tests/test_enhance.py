@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import interrupted
 from PIL import Image
 from safetensors.torch import save_file
 from test_supervision import generator
@@ -728,13 +727,8 @@ def test_ctrl_c_of_the_command(photos: Path, tmp_path: Path, call: Any) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "refine_wrap.cli.main", "enhance", str(big), "-o", str(out)]
     command += ["--masks", str(tmp_path / "masks"), "--sr", str(tmp_path / "sr.safetensors"), "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    until = time.monotonic() + 240
-    while not (out / "01.png").exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 130 and "Interrupted." in said and "Traceback" not in said
+    code, said = interrupted(command, out / "01.png")
+    assert code == 130 and "Interrupted." in said and "Traceback" not in said
     known = Manifest.read(out).pictures
     assert set(known) == set(written(out)) and 1 < len(known) < 60
 

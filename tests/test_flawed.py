@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import at_once
 from filelock import FileLock
 from PIL import Image
 
@@ -255,20 +255,7 @@ def test_a_full_disk_loses_nothing(photos: Path, tmp_path: Path, monkeypatch: py
 
 def test_two_runs_at_once(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
-    failures: list[object] = []
-
-    def run(shard: tuple[int, int]) -> None:
-        try:
-            failures.extend(make_flawed(photos, out, shard=shard).failed)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(shard,)) for shard in ((0, 1), (0, 1), (0, 2), (1, 2))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert at_once(lambda shard: make_flawed(photos, out, shard=shard).failed) == []
     make_flawed(photos, tmp_path / "whole")
     assert everything(out) == everything(tmp_path / "whole")
 

@@ -159,6 +159,14 @@ def labelled(text: str) -> tuple[str | None, str]:
     return (label, folder) if sign and label and folder and not Path(text).exists() else (None, text)
 
 
+def tell(source: Path, target: Path, outcome: str, message: str | None, quiet: bool) -> None:
+    """A line for a picture of a folder: what was written, or why it failed."""
+    if outcome == "failed":
+        typer.echo(f"{source}: {message}", err=True)
+    elif outcome == "done" and not quiet:
+        typer.echo(str(target))
+
+
 @contextmanager
 def images_progress(quiet: bool) -> Iterator[Notify]:
     """A bar over the images of an evaluation or analysis, and a line for each that is left out."""

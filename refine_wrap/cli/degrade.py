@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import Quiet, Shard, notices, part
+from .common import Quiet, Shard, notices, part, tell
 
 SHIPPED = "shipped:vqvae2"
 
@@ -91,7 +92,6 @@ def degrade(
     bytes; ended in any way, it goes on. Pictures that cannot be used are
     named, counted and left out.
     """
-    from ..folder import list_images
     from ..recipe import load_degradation
 
     words = list(degradation or [])
@@ -108,18 +108,18 @@ def degrade(
     words += [f"{key}={value}" for key, value in given.items() if value is not None]
     settings = load_degradation(words, scale=4)
     part_of = part(shard)
-    list_images(hr, recursive, skip=out)
     with notices():
         from ..reconstruction.make import degrade_folder
 
-        def on_done(source: Path, target: Path, outcome: str, message: str | None) -> None:
-            if outcome == "failed":
-                typer.echo(f"{source}: {message}", err=True)
-            elif outcome == "done" and not quiet:
-                typer.echo(str(target))
-
         tally = degrade_folder(
-            hr, out, settings, seed=seed, recursive=recursive, shard=part_of, overwrite=overwrite, on_done=on_done
+            hr,
+            out,
+            settings,
+            seed=seed,
+            recursive=recursive,
+            shard=part_of,
+            overwrite=overwrite,
+            on_done=partial(tell, quiet=quiet),
         )
     if not quiet:
         held = f", {tally.held_back} held back by the bound" if tally.held_back else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Device, Quiet, Shard, device_named, notices, part, tile_side
+from .common import Device, Quiet, Shard, device_named, notices, part, tell, tile_side
 
 if TYPE_CHECKING:
     from ..folder import OnDone
@@ -176,10 +176,7 @@ def _progress(gt: Path, recursive: bool, out: Path, shards: tuple[int, int], qui
 
         def on_done(source: Path, target: Path, outcome: str, message: str | None) -> None:
             progress.advance(task)
-            if outcome == "failed":
-                typer.echo(f"{source}: {message}", err=True)
-            elif outcome == "done" and not quiet:
-                typer.echo(str(target))
+            tell(source, target, outcome, message, quiet)
 
         yield on_done
 

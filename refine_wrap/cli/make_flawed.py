@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import RefineWrapError
-from .common import Quiet, Shard, notices, part
+from .common import Quiet, Shard, notices, part, tell
 
 
 def make_flawed(
@@ -79,12 +80,6 @@ def make_flawed(
     from ..evaluation.flawed import Manifest
     from ..recipe import load_degradation
 
-    def on_done(source: Path, target: Path, outcome: str, message: str | None) -> None:
-        if outcome == "failed":
-            typer.echo(f"{source}: {message}", err=True)
-        elif outcome == "done" and not quiet:
-            typer.echo(str(target))
-
     with notices():
         tally = flawed.make_flawed(
             photos,
@@ -96,7 +91,7 @@ def make_flawed(
             downscale=downscale,
             recursive=recursive,
             shard=part(shard),
-            on_done=on_done,
+            on_done=partial(tell, quiet=quiet),
         )
     if not quiet:
         typer.echo(

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Device, OtherWeights, Quiet, Revision, device_named, load_wrapper, notices, options_of, tile_side
+from .common import (
+    Device,
+    OtherWeights,
+    Quiet,
+    Revision,
+    device_named,
+    load_wrapper,
+    notices,
+    options_of,
+    tell,
+    tile_side,
+)
 
 if TYPE_CHECKING:
     from ..wrapper import RefineWrapper
@@ -169,10 +180,7 @@ def _run(
 
         def on_done(source: Path, target: Path, outcome: str, message: str | None) -> None:
             progress.advance(photos)
-            if outcome == "failed":
-                typer.echo(f"{source}: {message}", err=True)
-            elif not quiet and outcome == "done":
-                typer.echo(str(target))
+            tell(source, target, outcome, message, quiet)
 
         tally = process(jobs, work, overwrite=overwrite, on_done=on_done)
     guard = options.get("guard")

@@ -22,7 +22,7 @@ from ..folder import IMAGE_SUFFIXES, OnDone, PathLike, Tally, atomic_path, list_
 from ..folder import shard as shard_of
 from ..images import Picture, read_image
 from ..images.png import write_png
-from ..manifests import is_right, source_digest
+from ..manifests import ANOTHER, is_right, source_digest
 from ..resources import versions
 from ..tiling import is_out_of_memory
 from .core import Reconstructor
@@ -163,7 +163,7 @@ class _Maker:
                 raise DataError(
                     f"{target} was made of another picture than {source} is now",
                     "the same as before",
-                    "choose another output folder, or pass --overwrite to make all of it anew",
+                    f"{ANOTHER} to make all of it anew",
                 )
             if is_right(target, entry.output):
                 return None

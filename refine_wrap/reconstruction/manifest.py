@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..degradation.settings import Degradation, Section
-from ..errors import DataError
 from ..folder import PathLike
-from ..manifests import MANIFEST, SharedManifest, locked, read_manifest, write_manifest
+from ..manifests import (
+    ANOTHER,
+    MANIFEST,
+    SharedManifest,
+    locked,
+    other_settings,
+    read_manifest,
+    refuse_unclaimed,
+    write_manifest,
+)
 
 
 class Settings(Section):
@@ -109,12 +117,8 @@ class ManifestFile(SharedManifest[Manifest, DegradedPicture]):
                 if there.settings == wanted.settings:
                     # Made anew, they are of these versions; those of other processes' parts are, too.
                     found = wanted.model_copy(update={"pictures": there.pictures}) if overwrite else there
-            elif not overwrite and (taken := next((path for path in targets if path.exists()), None)):
-                raise DataError(
-                    f"{taken} is there, and no {out / MANIFEST} that says what it is",
-                    "a new folder, or one that refine-wrap degrade has made",
-                    "choose another output folder, or pass --overwrite",
-                )
+            elif not overwrite:
+                refuse_unclaimed(out, targets, "degrade", ANOTHER)
             write_manifest(out / MANIFEST, found)
         return cls(out, found.model_copy(update={"pictures": {}}), dict(found.pictures))
 
@@ -133,8 +137,4 @@ def _refuse_other(out: Path, found: Manifest, wanted: Manifest) -> None:
         came = "another degradation"
     else:
         return
-    raise DataError(
-        f"{out} was made with {came}",
-        "the settings in its " + MANIFEST,
-        "choose another output folder, or pass --overwrite to make all of it anew",
-    )
+    raise other_settings(out, came)

@@ -90,6 +90,10 @@ class Scorer(nn.Module):
         """SHA-256 of its parameters and buffers: two scorers of one name and digest give the same scores."""
         return tensors_digest(self.state_dict())
 
+    def entry(self) -> str:
+        """How what it trained records it: `NAME@DIGEST`."""
+        return f"{self.name}@{self.digest()}"
+
     def _apply(self, fn: Any, recurse: bool = True) -> Scorer:
         """`.to(device)` moves it; `.half()` and `.to(dtype)` leave its precision, on which scores would depend."""
 

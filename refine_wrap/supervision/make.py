@@ -18,7 +18,7 @@ from ..errors import DataError, ImageError, RefineWrapError
 from ..folder import IMAGE_SUFFIXES, OnDone, PathLike, Tally, list_images, plan_outputs
 from ..folder import shard as shard_of
 from ..images import read_image, write_image
-from ..manifests import is_right, source_digest
+from ..manifests import ANOTHER, is_right, source_digest
 from ..resources import file_digest, versions
 from ..tiling import is_out_of_memory
 from .change import BANDS
@@ -228,7 +228,7 @@ class _Worker:
                     f"{self.target} was made of {'other variants' if same else 'another picture'} than {self.source} "
                     + ("has now" if same else "is now"),
                     "the same as before",
-                    "choose another output folder, or pass --overwrite to make all of it anew",
+                    f"{ANOTHER} to make all of it anew",
                 )
             if is_right(self.target, entry.output):
                 return False

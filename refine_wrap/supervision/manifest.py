@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..degradation.settings import Section
-from ..errors import DataError
 from ..folder import PathLike
-from ..manifests import MANIFEST, SharedManifest, locked, read_manifest, write_manifest
+from ..manifests import (
+    ANOTHER,
+    MANIFEST,
+    SharedManifest,
+    locked,
+    other_settings,
+    read_manifest,
+    refuse_unclaimed,
+    write_manifest,
+)
 from .change import Change
 
 
@@ -116,12 +124,8 @@ class ManifestFile(SharedManifest[Manifest, EnhancedPicture]):
                 found = Manifest.read(out)
                 if overwrite and found.settings != wanted.settings:
                     found = None
-            elif not overwrite and (there := next((path for path in targets if path.exists()), None)):
-                raise DataError(
-                    f"{there} is there, and no {out / MANIFEST} that says what it is",
-                    "a new folder, or one that refine-wrap enhance has made",
-                    "choose another output folder, or pass --overwrite",
-                )
+            elif not overwrite:
+                refuse_unclaimed(out, targets, "enhance", ANOTHER)
             if found is None:
                 found = wanted
             else:
@@ -143,8 +147,4 @@ def _refuse_other(out: Path, found: Manifest, wanted: Manifest) -> None:
         if old != new:
             other = "another mask generator"
             what = {"masks": other, "masks_config": other, "sr": "another super-resolver, or none"}.get(name)
-            raise DataError(
-                f"{out} was made with {what or f'{name} {old}, not {new}'}",
-                "the settings in its " + MANIFEST,
-                "choose another output folder, or pass --overwrite to make all of it anew",
-            )
+            raise other_settings(out, what or f"{name} {old}, not {new}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ..analysis.classifier import CLASSES, CorruptionClassifier, corruption, sav
 from ..degradation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from ..degradation.ladders import rounded
 from ..degradation.synthetic import downsample
-from .data import VALIDATION, GroundTruthData, ImageData, ImageStore, as_tensor, rows, validation_rows
+from .data import VALIDATION, GroundTruthData, ImageData, ImageStore, as_tensor, ground_truths
 from .objectives import Objective, card_facts
 
 if TYPE_CHECKING:
@@ -93,22 +94,7 @@ class ClassifyObjective(Objective):
         return cls(network, choice.downscale)
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
-        data, part = recipe.data, recipe.data.validation
-        options: dict[str, Any] = {"downscale": self.downscale, "crop": data.crop, "seed": recipe.train.seed}
-        with recipe.at("data.train"):
-            train = CorruptionData(
-                ImageStore(rows(data.train), int(data.cache * 1e9)),
-                **options,
-                flips=data.flips,
-                rotations=data.rotations,
-                samples_per_image=data.samples_per_image,
-                variants=data.variants,
-            )
-        if part is None:
-            return train, None
-        with recipe.at("data.validation"):
-            held_out = ImageStore(validation_rows(part), int(data.cache * 1e9))
-        return train, CorruptionData(held_out, **options, fixed=True)
+        return ground_truths(recipe, partial(CorruptionData, downscale=self.downscale))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"classes": functional.cross_entropy(self.network(batch["image"]), batch["label"])}

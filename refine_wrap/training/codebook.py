@@ -21,7 +21,7 @@ from ..quantize import VectorQuantizer, silhouette, usage
 from .data import ImageData, training_data, validation_data
 from .losses import LossSet
 from .objectives import ImageObjective, card_facts, save_backbone, without_places
-from .quality import QUALITIES, add_qualities, scorer_names
+from .quality import QUALITIES, add_qualities
 from .scorer_losses import differentiable_scorers, scorable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class CodebookObjective(ImageObjective):
     def __init__(self, losses: LossSet, choice: CodebookChoice, scorers: list[Scorer]) -> None:
         super().__init__(losses)
         self.choice, self.scorers = choice, scorers
-        self.trained_on = scorer_names(scorers)
+        self.trained_on = [scorer.entry() for scorer in scorers]
         """Scorers that took part, which may not judge the result."""
 
     @property
@@ -182,7 +182,7 @@ class CodesObjective(CodebookObjective):
         self.restorer, self.autoencoder, self.raised = restorer, autoencoder, nn.ModuleList(raised)
         # What trained a stage before, trained this one.
         before = [] if autoencoder is not None else restorer.scorers
-        self.trained_on = list(dict.fromkeys([*self.trained_on, *scorer_names(raised), *before]))
+        self.trained_on = list(dict.fromkeys([*self.trained_on, *(scorer.entry() for scorer in raised), *before]))
         restorer.scorers = self.trained_on
         self.body = Backbone(restorer, source={"arch": "CodebookRestorer", "options": restorer.config()})
         restorer.requires_grad_(False)

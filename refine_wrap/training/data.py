@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Any]
+Samples = TypeVar("Samples", bound="ImageData")
 """`lq` (3, h, w) and `gt` (3, h * scale, w * scale) float32 in [0, 1], `strength` () float32, `name` str, and `place`
 (4,), where the ground truth was cut (`Place.numbers`)."""
 Also = Callable[[Sample, Sequence[Item]], Sample]
@@ -408,6 +409,35 @@ def validation_data(recipe: Recipe, scale: int) -> ImageData | None:
     return _dataset(
         recipe, part, validation_rows(part), scale, {"crop": crop, "seed": recipe.train.seed, "fixed": True}
     )
+
+
+def ground_truths(recipe: Recipe, make: Callable[..., Samples], **training: Any) -> tuple[Samples, Samples | None]:
+    """Training and validation samples of an objective that makes its own of ground truths alone.
+
+    Args:
+        make: from a store of images and options of `ImageData`.
+        training: what it gets for the training samples besides.
+
+    Raises:
+        DataError: as `training_data`.
+    """
+    data, part = recipe.data, recipe.data.validation
+    options: dict[str, Any] = {"crop": data.crop, "seed": recipe.train.seed}
+    with recipe.at("data.train"):
+        train = make(
+            ImageStore(rows(data.train), int(data.cache * 1e9)),
+            **options,
+            flips=data.flips,
+            rotations=data.rotations,
+            samples_per_image=data.samples_per_image,
+            variants=data.variants,
+            **training,
+        )
+    if part is None:
+        return train, None
+    with recipe.at("data.validation"):
+        held_out = ImageStore(validation_rows(part), int(data.cache * 1e9))
+    return train, make(held_out, **options, fixed=True)
 
 
 def validation_rows(part: ValidationFolders) -> list[tuple[Item, ...]]:

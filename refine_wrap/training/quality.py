@@ -45,7 +45,7 @@ class QualityObjective(WrapperObjective):
     def __init__(
         self, wrapper: RefineWrapper, losses: LossSet, scorers: Sequence[Scorer], match_scores: float = 0.0
     ) -> None:
-        super().__init__(wrapper, losses, scorer_names(scorers))
+        super().__init__(wrapper, losses, [scorer.entry() for scorer in scorers])
         self.scorers, self.match_scores = list(scorers), match_scores
         self.trained_with = nn.ModuleList(scorers if match_scores else [])
 
@@ -117,11 +117,6 @@ class QualityObjective(WrapperObjective):
         return found
 
 
-def scorer_names(scorers: Sequence[Scorer]) -> list[str]:
-    """`NAME@DIGEST` each."""
-    return [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
-
-
 def add_qualities(
     recipe: Recipe, data: ImageData, scorers: Sequence[Scorer], condition: Condition | None = None
 ) -> Qualities:
@@ -146,31 +141,33 @@ def add_qualities(
             score_items(data.store, own, scorers, ScoreCache.default(), state.device)
             state.wait_for_everyone()
         found = score_items(data.store, truths, scorers, ScoreCache.default(), state.device)
-        scores = list(map(list, zip(*found.values(), strict=True)))
-        names = scorer_names(scorers)
+        names = [scorer.entry() for scorer in scorers]
         if condition is None:
-            condition = Condition.fit(scores, recipe.quality.normalise, names)
+            condition = Condition.fit(_by_scorer(found), recipe.quality.normalise, names)
         elif list(condition.scorers) != names:
             raise RefineWrapError(
                 f"The qualities of codebook.start are of {', '.join(condition.scorers)}, these of {', '.join(names)}",
                 "the same scorers in all stages",
             )
-        qualities = condition(scores).tolist()
-    data.also = Qualities(dict(zip(found, qualities, strict=True)), found, condition)
-    return data.also
+    data.also = qualities = Qualities(found, condition)
+    return qualities
+
+
+def _by_scorer(scores: Mapping[Item, list[float]]) -> list[list[float]]:
+    return list(map(list, zip(*scores.values(), strict=True)))
 
 
 class Qualities:
     """Adds the ground truth's `quality` () to a sample.
 
     Args:
-        known: the quality of each ground truth.
-        scores: by each scorer, higher is better, in the order of `condition.scorers`.
-        condition: how the one became the other.
+        scores: of each ground truth by each scorer, higher is better, in the order of `condition.scorers`.
+        condition: how they become qualities.
     """
 
-    def __init__(self, known: Mapping[Item, float], scores: Mapping[Item, list[float]], condition: Condition) -> None:
-        self.known, self.scores, self.condition = known, scores, condition
+    def __init__(self, scores: Mapping[Item, list[float]], condition: Condition) -> None:
+        self.scores, self.condition = scores, condition
+        self.known = dict(zip(scores, condition(_by_scorer(scores)).tolist(), strict=True))
 
     def __call__(self, sample: Sample, files: Sequence[Item]) -> Sample:
         return {"quality": torch.tensor(self.known[files[0]], dtype=torch.float32)}

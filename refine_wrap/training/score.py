@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..degradation.rounding import as_float, to_8bit
 from ..degradation.settings import Jpeg
 from ..degradation.synthetic import compress, filtered, gaussian_kernel
 from ..scorers.learned import LearnedScorer
-from .data import ImageData, ImageStore, as_tensor, mirrored, rows, validation_rows
+from .data import ImageData, ImageStore, as_tensor, ground_truths, mirrored
 from .frozen import OutputStore
 from .objectives import Objective, card_facts
 from .sources import digest
@@ -262,26 +263,8 @@ class ScoreObjective(Objective):
         return self
 
     def data(self, recipe: Recipe) -> tuple[ImageData, ImageData | None]:
-        data, part = recipe.data, recipe.data.validation
-        kept = OutputStore(recipe.folder / "ladders") if data.variants is not None else None
-        options: dict[str, Any] = {"crop": data.crop, "seed": recipe.train.seed}
-        with recipe.at("data.train"):
-            store = ImageStore(rows(data.train), int(data.cache * 1e9))
-        train = ScoreData(
-            store,
-            self.choice,
-            kept,
-            **options,
-            flips=data.flips,
-            rotations=data.rotations,
-            samples_per_image=data.samples_per_image,
-            variants=data.variants,
-        )
-        if part is None:
-            return train, None
-        with recipe.at("data.validation"):
-            held_out = ImageStore(validation_rows(part), int(data.cache * 1e9))
-        return train, ScoreData(held_out, self.choice, **options, fixed=True)
+        kept = OutputStore(recipe.folder / "ladders") if recipe.data.variants is not None else None
+        return ground_truths(recipe, partial(ScoreData, choice=self.choice), kept=kept)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         if self.training and self.norms and int(self.norms[0].num_batches_tracked or 0) >= self.learned:

@@ -80,7 +80,7 @@ class MasksObjective(Objective):
         self.generator, self.choice = generator, choice
         self.scorers = nn.ModuleList(scorers)
         self.names = [scorer.name for scorer in scorers]
-        self.recorded = [f"{scorer.name}@{scorer.digest()}" for scorer in scorers]
+        self.recorded = [scorer.entry() for scorer in scorers]
 
     @classmethod
     def of(cls, recipe: Recipe) -> MasksObjective:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ...degradation.settings import Degradation, Section
 from ...errors import DataError, OutputError
 from ...folder import PathLike
-from ...manifests import MANIFEST, SharedManifest, locked, read_manifest, write_manifest
+from ...manifests import MANIFEST, SharedManifest, locked, read_manifest, refuse_unclaimed, write_manifest
 from ...resources import file_digest
 from .levels import Level
 
@@ -108,12 +108,7 @@ class ManifestFile(SharedManifest[Manifest, SetPhoto]):
                 found = Manifest.read(out)
                 _refuse_other(out, found, wanted)
             else:
-                for name in (PRISTINE, FLAWED, INPUT):
-                    if (out / name).exists():
-                        raise DataError(
-                            f"{out / name} is there, and no {out / MANIFEST} that says what it is",
-                            "a new folder, or one that refine-wrap make-flawed has made",
-                        )
+                refuse_unclaimed(out, (out / name for name in (PRISTINE, FLAWED, INPUT)), "make-flawed")
                 found = wanted
                 write_manifest(out / MANIFEST, found)
         return cls(out, found.model_copy(update={"photos": {}}), dict(found.photos))
