@@ -1,13 +1,16 @@
 """Does undertrained reconstruction teach super-resolution what unknown photos need, and which part of it hurts?
 
     python benchmarks/degraded_sr.py SHARED --photos FOLDER --held-out FOLDER --reconstructors RUN [RUN ...]
-        --network edsr|swinir|rrdb --work FOLDER [--steps N] [--base-steps N] [--only SET ...] [--limit N] [--threads N]
+        --network edsr|swinir|rrdb --work FOLDER [--others RUN ...] [--only SET ...] [--seed N] [--steps N]
+        [--base-steps N] [--limit N] [--threads N]
 
 Of the photos several training sets are made, which differ in their low-quality side alone: bicubic, Real-ESRGAN's
 degradation, each checkpoint of the runs of an undertrained reconstructor as the paper uses it, all of them mixed,
-mixed with the colour guard, and that with as many bicubic pairs. On each a x4 network that was trained on bicubic
-pairs (or by others: rrdb, by LoRA) is fine-tuned for the same steps, and evaluated against itself without: on
-held-out photos made smaller by bicubic, or by degradations that no set has, and on real photos without ground truth.
+and what is done against the paper's loss, alone and together (guarded): low frequencies kept, a bound on the colour
+difference, images shown to the network turned; with as many bicubic pairs too; and the runs of other reconstructors,
+as published and guarded. On each a x4 network that was trained on bicubic pairs (or by others: rrdb, by LoRA)
+is fine-tuned for the same steps, and evaluated against itself without: on held-out photos made smaller by bicubic, or
+by degradations that no set has, and on real photos without ground truth.
 Paper 3 (arXiv 2503.02767), table 2, whose PSNR falls in every row.
 --work keeps sets, networks and outputs, and goes on with them.
 """
@@ -61,31 +64,35 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="to train on")
     parser.add_argument("--held-out", type=Path, required=True, help="photos that nothing was trained on")
     parser.add_argument("--reconstructors", type=Path, nargs="+", required=True, help="folders of training runs")
+    parser.add_argument("--others", type=Path, nargs="+", default=[], help="folders of runs of other reconstructors")
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400, help="of a fine-tuning")
     parser.add_argument("--base-steps", type=int, default=2000, help="of the training on bicubic pairs before it")
     parser.add_argument("--only", action="append", help="training sets; all unless given")
+    parser.add_argument("--seed", type=int, default=0, help="of the fine-tunings")
     parser.add_argument("--limit", type=int, default=24, help="held-out photos")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = Study(options)
-    sets = training_sets(options.reconstructors)
+    sets = training_sets(options.reconstructors, options.others)
     outputs = {name: study.trained(name, kinds) for name, kinds in sets.items() if name in (options.only or sets)}
     found = study.evaluated({"without": study.base(), **outputs})
-    about = {key: getattr(options, key) for key in ("network", "steps", "base_steps", "limit")}
+    about = {key: getattr(options, key) for key in ("network", "seed", "steps", "base_steps", "limit")}
     about |= {"crop": CROP, "max_delta_e": MAX_DELTA_E, "unknown": UNKNOWN}
-    write(f"degraded_sr_{options.network}", {**about, "sets": {name: summary(each) for name, each in found.items()}})
+    write(f"degraded_sr_{study.name}", {**about, "sets": {name: summary(each) for name, each in found.items()}})
 
 
-def training_sets(runs: list[Path]) -> dict[str, list[str | Degradation]]:
+def checkpoints_of(run: Path) -> dict[str, str]:
+    """What a training run wrote at its steps, the first step first."""
+    steps = sorted(int(place.name.removeprefix("step_")) for place in (run / "at").iterdir())
+    return {f"{run.name} after {step} steps": str(run / f"at/step_{step}/reconstructor") for step in steps}
+
+
+def training_sets(runs: list[Path], others: list[Path]) -> dict[str, list[str | Degradation]]:
     """The low-quality sides of each training set: the name of a published degradation, or one of ours."""
-    checkpoints = {
-        f"{run.name} after {int(place.name.removeprefix('step_'))} steps": str(place / "reconstructor")
-        for run in runs
-        for place in sorted((run / "at").iterdir(), key=lambda at: int(at.name.removeprefix("step_")))
-    }
+    checkpoints = {name: place for run in runs for name, place in checkpoints_of(run).items()}
 
     def painted(names: list[str], **more: Any) -> Degradation:
         return Degradation.model_validate({"scale": SCALE, "reconstruct": {"checkpoints": names, **more}})
@@ -97,9 +104,18 @@ def training_sets(runs: list[Path]) -> dict[str, list[str | Degradation]]:
         "bicubic": ["bicubic"],
         "Real-ESRGAN": ["realesrgan"],
         **{name: [painted([place], **paper)] for name, place in checkpoints.items()},
+        **{f"{name}, guarded": [painted([place], max_delta_e=MAX_DELTA_E)] for name, place in checkpoints.items()},
         "all mixed": [painted(every, **paper)],
+        "all mixed, half bicubic": [painted(every, **paper), "bicubic"],
+        "all mixed, matched": [painted(every, vary=False)],
+        "all mixed, bounded": [painted(every, **paper, max_delta_e=MAX_DELTA_E)],
         "all mixed, guarded": [guarded],
         "all mixed, guarded, half bicubic": [guarded, "bicubic"],
+        **{f"{run.name} mixed": [painted(list(checkpoints_of(run).values()), **paper)] for run in others},
+        **{
+            f"{run.name} mixed, guarded": [painted(list(checkpoints_of(run).values()), max_delta_e=MAX_DELTA_E)]
+            for run in others
+        },
     }
 
 
@@ -111,6 +127,7 @@ class Study:
         self.choice = dict(NETWORKS[options.network])
         if "weights" in self.choice:
             self.choice["weights"] = str(options.shared / self.choice["weights"])
+        self.name = options.network + (f"_seed{options.seed}" if options.seed else "")
         self.lora = options.network == "rrdb"
         held_out = list_images(options.held_out)
         chosen = [held_out[number * len(held_out) // options.limit] for number in range(options.limit)]
@@ -152,7 +169,8 @@ class Study:
     def _finetune(
         self, name: str, kinds: list[str | Degradation], backbone: dict[str, Any], steps: int, rate: float
     ) -> str:
-        output = self.work / "runs" / self.options.network / name.replace(", ", "_").replace(" ", "_")
+        network = self.options.network if name == "base" else self.name
+        output = self.work / "runs" / network / name.replace(", ", "_").replace(" ", "_")
         done = list((output / "backbone").glob("*.safetensors"))
         if done:
             return str(done[0])
@@ -169,6 +187,7 @@ class Study:
                 "crop": 96 if self.lora else 128,
             },
             "train": {
+                "seed": 0 if name == "base" else self.options.seed,
                 "steps": steps,
                 "batch_size": 4 if self.lora else 8,
                 "learning_rate": rate,
@@ -209,7 +228,7 @@ class Study:
 
     def restored(self, label: str, weights: str, low: Path) -> Path:
         """What a network makes of a test set, now or before."""
-        target = self.work / "restored" / self.options.network / label.replace(", ", "_").replace(" ", "_") / low.name
+        target = self.work / "restored" / self.name / label.replace(", ", "_").replace(" ", "_") / low.name
         missing = [path for path in list_images(low) if not (target / path.name).is_file()]
         if missing:
             wrapper = RefineWrapper(load_backbone(weights), refiner=None)

@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_STRIP_BYTES = 4 << 20
+"""Of the widest features of a strip, which should stay in a CPU's cache."""
+_LEAST_ROWS = 4
+
 
 class LayerNorm2d(nn.Module):
     """Layer norm over the channels of each pixel, (B, C, H, W) -> (B, C, H, W), computed in float32 or wider."""
@@ -20,6 +24,13 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            channels = (self.weight.numel(),)
+            with torch.autocast(x.device.type, enabled=False):  # it is wide inside, and gives the type it took
+                normed = F.layer_norm(
+                    x.permute(0, 2, 3, 1), channels, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
+                )
+            return normed.permute(0, 3, 1, 2)
         # Half types lose the variance of large features; autocast would not widen these ops by itself.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         mean = wide.mean(1, keepdim=True)
@@ -86,12 +97,78 @@ class NAFBlock(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = _strip_rows(x)
+        if rows < x.shape[2]:
+            return self._in_strips(x, rows)
         y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
         if self.sca is not None:
             y = y * self.sca(y)
         x = x + self.conv3(y) * self.beta
         y = self.conv5(simple_gate(self.conv4(self.norm2(x))))
         return x + y * self.gamma
+
+    def _in_strips(self, x: Tensor, rows: int) -> Tensor:
+        """The same, some rows at a time: what lies between stays in the cache, and little of it is alive at once."""
+        result = torch.empty_like(x)  # channels last, as x
+        beta, gamma = self.beta.flatten(), self.gamma.flatten()
+        for image, gated in zip(x.permute(0, 2, 3, 1), result.permute(0, 2, 3, 1), strict=True):  # (H, W, C)
+            self._gated_in_strips(image, gated, rows)
+            scale = None if self.sca is None else self.sca(gated[None].permute(0, 3, 1, 2))[0].permute(1, 2, 0)
+            local = scale is not None and len(scale) > 1
+            for top in range(0, len(image), rows):
+                strip = gated[top : top + rows]
+                y = strip if scale is None else strip * (scale[top : top + rows] if local else scale)
+                z = torch.addcmul(image[top : top + rows], _pointwise(self.conv3, y), beta)
+                y = _pointwise(self.conv4, _channel_norm(self.norm2, z))
+                a, b = y.chunk(2, -1)
+                torch.addcmul(z, _pointwise(self.conv5, a * b), gamma, out=strip)
+        return result
+
+    def _gated_in_strips(self, image: Tensor, gated: Tensor, rows: int) -> None:
+        """The first half of (H, W, C), up to the gate. The 3x3 convolution sees zeros above and below the image."""
+        height, width, conv = *image.shape[:2], self.conv2
+        border = image.new_zeros(1, width, conv.in_channels)
+        around = border
+        for top in range(0, height, rows):
+            end = min(top + rows, height)
+            # A row further than what is made; the two rows before it are there since the last strip.
+            fresh = image[top and top + 1 : end + 1]
+            parts = [around[-2:], _pointwise(self.conv1, _channel_norm(self.norm1, fresh))]
+            around = torch.cat([*parts, border] if end == height else parts)
+            deep = F.conv2d(
+                around[None].permute(0, 3, 1, 2), conv.weight, conv.bias, padding=(0, 1), groups=conv.groups
+            )
+            a, b = deep[0].permute(1, 2, 0).chunk(2, -1)
+            torch.mul(a, b, out=gated[top:end])
+
+
+def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of (..., C)."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def _channel_norm(norm: LayerNorm2d, x: Tensor) -> Tensor:
+    """Layer norm of (..., C)."""
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+
+def _strip_rows(x: Tensor) -> int:
+    """Rows that are worked on at a time: all of them, except for large images on a CPU that nobody differentiates."""
+    if (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined, unused-ignore]
+        or torch.is_autocast_enabled("cpu")
+        or not x.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return x.shape[2]
+    return max(_LEAST_ROWS, _STRIP_BYTES // (2 * x.shape[1] * x.shape[3] * x.element_size()))
+
+
+def cpu_layout(x: Tensor) -> Tensor:
+    """(B, C, H, W) with the channels last, where it is on a CPU: all that follows is faster so."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 def simple_gate(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ImageError, RefineWrapError
-from .naf import NAFBlock, pad_to_multiple
+from .naf import NAFBlock, cpu_layout, pad_to_multiple
 
 Strength = float | Tensor
 QUALITY = 0.9
@@ -150,7 +150,7 @@ class ORNet(nn.Module):
         x = torch.cat([x, plane], dim=1).to(weight.dtype)
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
-        x = self.intro(x)
+        x = self.intro(cpu_layout(x))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)

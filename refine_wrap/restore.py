@@ -15,7 +15,16 @@ from torch import Tensor
 from .backbone import check_image
 from .errors import ImageError, RefineWrapError, check_share
 from .images import Picture, bleed_alpha, read_image, resize_alpha, write_image
-from .tiling import LayerTrace, TilePlan, is_out_of_memory, measure_tiling, plan_tiles, run_tiles, trace_layers
+from .tiling import (
+    LayerTrace,
+    TilePlan,
+    is_out_of_memory,
+    measure_tiling,
+    memory_budget,
+    plan_tiles,
+    run_tiles,
+    trace_layers,
+)
 
 if TYPE_CHECKING:
     from .scorers import Scorer
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Notify = Callable[[int, int], None]
 Networks = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]
-Made = TypeVar("Made", Picture, Tensor)
+Made = TypeVar("Made", list[Picture], list[Tensor])
 
 
 def restore(
@@ -83,16 +92,47 @@ def restore(
             raise ImageError("The image holds values that are not finite", "values in [0, 1]")
         if output is not None:
             raise RefineWrapError("A tensor is restored and an output file is named", "a file or a Picture for that")
-        made = [
-            _kept(wrapper, guard, partial(_restore_tensor, wrapper, each, one, **options))
-            for each, one in zip(networks, image, strict=True)
-        ]
-        return torch.stack(made)
+        each = zip(networks, image, strict=True)
+        made = [_kept(wrapper, guard, partial(_restore_tensor, wrapper, *one, **options)) for one in each]
+        return torch.stack([one for some in made for one in some])
     picture = image if isinstance(image, Picture) else read_image(image)
-    result = _kept(wrapper, guard, partial(_restore_picture, wrapper, networks[0], picture, **options))
+    [result] = _kept(wrapper, guard, partial(_restore_pictures, wrapper, networks[0], [picture], **options))
     if output is not None:
         write_image(output, result, bits=bits, overwrite=overwrite)
     return result
+
+
+def restore_pictures(
+    wrapper: RefineWrapper,
+    pictures: Sequence[Picture],
+    *,
+    strength: float | None = None,
+    quality: float | None = None,
+    tile: int | str | None = "auto",
+    halo: int | None = None,
+    dtype: str = "float32",
+    guard: DoNoHarm | None = None,
+    notify: Notify | None = None,
+) -> list[Picture]:
+    """Restore pictures of one size: together where they fit into memory as wholes, else one after the other.
+
+    Together they run through the network as one batch, which keeps a GPU busy with small pictures. Each is restored as
+    by itself, within rounding. Arguments and errors are those of `restore`.
+
+    Raises:
+        RefineWrapError: they are not of one size.
+    """
+    sizes = {(picture.height, picture.width) for picture in pictures}
+    if len(sizes) > 1:
+        raise RefineWrapError(f"Pictures of {len(sizes)} sizes are to be restored together", "one size")
+    wrapper.check_dials(strength, quality)
+    check_share(strength=strength, quality=quality)
+    networks = _networks(wrapper, strength, quality, dtype)
+    groups = [[picture] for picture in pictures]
+    if len(pictures) > 1 and plan_for(wrapper, *sizes.pop(), tile, halo, count=len(pictures)).tile is None:
+        groups = [list(pictures)]
+    make = partial(_restore_pictures, wrapper, networks, tile=tile, halo=halo, notify=notify)
+    return [made for group in groups for made in _kept(wrapper, guard, partial(make, group))]
 
 
 class DoNoHarm:
@@ -137,14 +177,15 @@ class DoNoHarm:
 
 
 def _kept(wrapper: RefineWrapper, guard: DoNoHarm | None, make: Callable[[], Made]) -> Made:
-    """What is made, or with a guard what the bare backbone makes."""
-    result = make()
+    """What is made, or where a guard finds it worse, what the bare backbone makes."""
+    results = make()
     if guard is None:
-        return result
+        return results
     guard.check(wrapper)
     with wrapper.disabled():
         bare = make()
-    return bare if guard.worse(result, bare) else result
+    kept: Made = [b if guard.worse(result, b) else result for result, b in zip(results, bare, strict=True)]
+    return kept
 
 
 def _each(dial: float | Tensor | None, batch: Tensor, name: str) -> Sequence[float | None]:
@@ -158,20 +199,29 @@ def _each(dial: float | Tensor | None, batch: Tensor, name: str) -> Sequence[flo
     return [dial] * len(batch)
 
 
-def _restore_picture(wrapper: RefineWrapper, networks: Networks, picture: Picture, **options: Any) -> Picture:
-    picture = bleed_alpha(picture)
-    result = picture.blank_like(picture.height * wrapper.scale, picture.width * wrapper.scale)
+def _restore_pictures(
+    wrapper: RefineWrapper, networks: Networks, pictures: Sequence[Picture], **options: Any
+) -> list[Picture]:
+    """Pictures of one size, as one batch."""
+    pictures = [bleed_alpha(picture) for picture in pictures]
+    height, width = pictures[0].height, pictures[0].width
+    results = [picture.blank_like(height * wrapper.scale, width * wrapper.scale) for picture in pictures]
     device = wrapper.backbone.device
 
     def read(top: int, left: int, height: int, width: int) -> Tensor:
-        return picture.tensor(top, left, height, width, device=device)
+        return torch.cat([picture.tensor(top, left, height, width) for picture in pictures]).to(device)
 
-    _run(wrapper, networks, read, result.put, picture.height, picture.width, **options)
-    result.alpha = resize_alpha(picture, result.height, result.width)
-    return result
+    def write(top: int, left: int, part: Tensor) -> None:
+        for result, one in zip(results, torch.split(part, 1), strict=True):
+            result.put(top, left, one)
+
+    _run(wrapper, networks, read, write, height, width, **options)
+    for picture, result in zip(pictures, results, strict=True):
+        result.alpha = resize_alpha(picture, result.height, result.width)
+    return results
 
 
-def _restore_tensor(wrapper: RefineWrapper, networks: Networks, image: Tensor, **options: Any) -> Tensor:
+def _restore_tensor(wrapper: RefineWrapper, networks: Networks, image: Tensor, **options: Any) -> list[Tensor]:
     _, height, width = image.shape
     result = image.new_empty(3, height * wrapper.scale, width * wrapper.scale)
     device = wrapper.backbone.device
@@ -183,7 +233,7 @@ def _restore_tensor(wrapper: RefineWrapper, networks: Networks, image: Tensor, *
         result[:, top : top + part.shape[-2], left : left + part.shape[-1]] = part[0].clamp(0, 1)
 
     _run(wrapper, networks, read, write, height, width, **options)
-    return result
+    return [result]
 
 
 def _run(
@@ -265,9 +315,14 @@ def trace(wrapper: RefineWrapper) -> LayerTrace:
 
 
 def plan_for(
-    wrapper: RefineWrapper, height: int, width: int, tile: int | str | None = "auto", halo: int | None = None
+    wrapper: RefineWrapper,
+    height: int,
+    width: int,
+    tile: int | str | None = "auto",
+    halo: int | None = None,
+    count: int = 1,
 ) -> TilePlan:
-    """How an image of (height, width) would be cut."""
+    """How an image of (height, width), or each of a batch of `count`, would be cut."""
     return plan_tiles(
         trace(wrapper),
         height,
@@ -276,7 +331,7 @@ def plan_for(
         halo=halo,
         multiple_of=wrapper.tile_grid,
         exact=wrapper.exact_tiles,
-        device=wrapper.backbone.device,
+        available_bytes=memory_budget(wrapper.backbone.device) // count,
     )
 
 

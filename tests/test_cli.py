@@ -58,7 +58,8 @@ def call(*arguments: object) -> int:
     return int(left.value.code or 0)
 
 
-def test_folder_run_keeps_names_depth_grey_and_alpha(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", ["1", "3"])
+def test_folder_run_keeps_names_depth_grey_and_alpha(place: Path, tmp_path: Path, batch: str) -> None:
     assert (
         call(
             "restore",
@@ -71,6 +72,8 @@ def test_folder_run_keeps_names_depth_grey_and_alpha(place: Path, tmp_path: Path
             place / "x2.safetensors",
             "--device",
             "cpu",
+            "--batch",
+            batch,
         )
         == 0
     )
@@ -306,6 +309,7 @@ BAD_CALLS: dict[str, tuple[list[str], int, str]] = {
     "output is the input": (["restore", "{}/in/a.png", "-o", "{}/in/a.png", "--overwrite"], 2, "input"),
     "two inputs, one output": (["restore", "{}/twins", "-o", "{}/o", "--ext", "png"], 2, "one output"),
     "unknown ext": (["restore", "{}/in", "-o", "{}/o", "--ext", "gif"], 2, "gif"),
+    "batch 0": (["restore", "{}/in", "-o", "{}/o", "--batch", "0"], 2, "at least 1"),
     "bits 12": (["restore", "{}/in", "-o", "{}/o", "--bits", "12"], 2, "8 or 16"),
     "tile zero": (["restore", "{}/in", "-o", "{}/o", "--tile", "0"], 2, "--tile"),
     "tile word": (["restore", "{}/in", "-o", "{}/o", "--tile", "big"], 2, "--tile"),

@@ -456,7 +456,7 @@ def test_a_sheet_leaves_the_tiles_as_they_are(place: Path, adapter: Path, tmp_pa
     from refine_wrap.restore import trace
 
     fresh, swept = (RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors") for _ in range(2))
-    sweep_sheet(swept, place / "noisy/0.png", tmp_path / "sheet.png", qualities=[0.5], strengths=[0.5])
+    sweep_sheet(swept, place / "noisy/0.png", qualities=[0.5], strengths=[0.5]).save(tmp_path / "sheet.png")
     assert (
         trace(swept).receptive_radius
         == trace(fresh).receptive_radius
@@ -564,7 +564,7 @@ def test_labels_of_small_photos_fit_on_their_sheet(place: Path, adapter: Path, t
     wrapper = RefineWrapper.from_pretrained(adapter, backbone=place / "naf.safetensors")
     small = Picture(np.full((6, 5, 3), 90, np.uint8))
     for name, values in (("short", [0.5]), ("long", [0.25])):
-        sweep_sheet(wrapper, small, tmp_path / f"{name}.png", qualities=values, strengths=values)
+        sweep_sheet(wrapper, small, qualities=values, strengths=values).save(tmp_path / f"{name}.png")
     short, long = (read_image(tmp_path / f"{name}.png").pixels for name in ("short", "long"))
     assert long.shape[1] > short.shape[1] > 60, "a cell is as wide as its label"
 

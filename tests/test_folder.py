@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -333,7 +334,7 @@ def test_full_disk(tmp_path):
     try:
         jobs = [(tmp_path / f"{i}.in", disk / f"{i}.png") for i in range(3)]
         sizes = {"0.in": 100_000, "1.in": 400_000, "2.in": 100_000}
-        tally = process(jobs, lambda src, dst: dst.write_bytes(b"x" * sizes[src.name]))
+        tally = process(jobs, lambda src: b"x" * sizes[src.name], same, lambda data, dst: dst.write_bytes(data))
         assert tally.done == 2 and len(tally.failed) == 1
         assert tally.failed[0][0].name == "1.in"
         assert f"{disk / '1.png'} cannot be written: the disk is full" in tally.failed[0][1]
@@ -379,62 +380,148 @@ for i in range(150):
 # ---------------------------------------------------------------- running
 
 
+def same(items):
+    return items
+
+
 def test_process_does_skips_and_goes_on(tmp_path):
     sources = touch(tmp_path, "a", "b", "c")
     jobs = [(source, tmp_path / "out" / f"{source.name}.png") for source in sources]
     touch(tmp_path, "out/a.png")
     told = []
 
-    def work(src, dst):
-        dst.write_bytes(b"half")
-        if src.name == "b":
-            raise ImageError(f"{dst} has a fault", "none")
-        dst.write_bytes(src.name.encode())
+    def read(src):
+        return src.name.encode()
 
-    tally = process(jobs, work, on_done=lambda src, dst, outcome, message: told.append((src.name, outcome, message)))
+    def write(data, dst):
+        dst.write_bytes(b"half")
+        if data == b"b":
+            raise ImageError(f"{dst} has a fault", "none")
+        dst.write_bytes(data)
+
+    def on_done(src, dst, outcome, message):
+        told.append((src.name, outcome, message))
+
+    tally = process(jobs, read, same, write, on_done=on_done)
     assert (tally.done, tally.skipped, tally.exit_code) == (1, 1, 1)
     message = f"{jobs[1][1]} has a fault\nExpected: none"
     assert tally.failed == [(sources[1], message)]
     assert told == [("a", "skipped", None), ("b", "failed", message), ("c", "done", None)]
     assert names(tmp_path / "out") == ["a.png", "c.png"]
     assert (tmp_path / "out/a.png").read_bytes() == b"x"
-    tally = process(jobs[::2], work, overwrite=True)
+    tally = process(jobs[::2], read, same, write, overwrite=True)
     assert (tally.done, tally.skipped, tally.failed, tally.exit_code) == (2, 0, [], 0)
     assert (tmp_path / "out/a.png").read_bytes() == b"a"
 
 
-def test_process_ends_on_other_errors_and_leaves_nothing(tmp_path):
-    def work(src, dst):
-        dst.write_bytes(b"half")
+@pytest.mark.parametrize("stage", ["read", "work", "write"])
+def test_process_ends_on_other_errors_and_leaves_nothing(tmp_path, stage):
+    def fault(*_):
         raise RuntimeError("a fault in the program")
 
-    with pytest.raises(RuntimeError):
-        process([(tmp_path / "a", tmp_path / "a.png")], work)
+    def write(_, dst):
+        dst.write_bytes(b"half")
+        fault()
+
+    stages = {"read": same, "work": same, "write": write}
+    stages |= {stage: write if stage == "write" else fault}
+    with pytest.raises(RuntimeError, match="a fault"):
+        process([(tmp_path / "a", tmp_path / "a.png")], *stages.values())
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("stage", ["read", "work", "open"])
+def test_what_fails_at_any_stage_is_told_and_the_rest_goes_on(tmp_path, stage):
+    def failing(at):
+        def run(item):
+            if stage == at and item in (Path("b"), [Path("b")]):
+                raise ImageError("b has a fault", "none")
+            return item
+
+        return run
+
+    if stage == "open":
+        (tmp_path / "b.png").mkdir()
+    jobs = [(Path(name), tmp_path / f"{name}.png") for name in "abc"]
+    tally = process(jobs, failing("read"), failing("work"), lambda item, dst: dst.write_text(item.name))
+    assert tally.done == 2 and [src for src, _ in tally.failed] == [Path("b")]
+    assert ("has a fault" in tally.failed[0][1]) == (stage != "open")
+    assert [name for name in names(tmp_path) if name != "b.png"] == ["a.png", "c.png"]
+
+
+def test_reading_and_writing_go_on_beside_the_work(tmp_path):
+    read, written = [threading.Event() for _ in range(4)], [threading.Event() for _ in range(4)]
+    number = {Path(str(i)): i for i in range(4)}
+    beside = []
+
+    def reading(src):
+        read[number[src]].set()
+        return number[src]
+
+    def work(items):
+        (i,) = items
+        ahead = i == 3 or read[i + 1].wait(20)
+        beside.append(ahead and (i == 0 or written[i - 1].wait(20)))
+        return items
+
+    def write(i, dst):
+        dst.write_text(str(i))
+        written[i].set()
+
+    tally = process([(src, tmp_path / f"{i}.png") for src, i in number.items()], reading, work, write)
+    assert beside == [True] * 4 and tally.done == 4
+    assert [(tmp_path / f"{i}.png").read_text() for i in range(4)] == list("0123")
+
+
+def test_batches_follow_each_other_and_are_alike(tmp_path):
+    seen, told = [], []
+    jobs = [
+        (tmp_path / name, tmp_path / "out" / f"{i}.png") for i, name in enumerate(["aa", "ab", "ac", "b", "ad", "ae"])
+    ]
+    touch(tmp_path, "out/4.png")
+
+    def work(items):
+        seen.append(items)
+        if "ab" in items:
+            raise ImageError("ab has a fault", "none")
+        return items
+
+    tally = process(
+        jobs,
+        lambda src: src.name,
+        work,
+        lambda item, dst: dst.write_text(item),
+        batch=2,
+        alike=lambda item: item[0],
+        on_done=lambda src, dst, outcome, message: told.append((src.name, outcome)),
+    )
+    # One of a batch that fails does not take the others with it.
+    assert seen == [["aa", "ab"], ["aa"], ["ab"], ["ac"], ["b"], ["ae"]]
+    outcomes = ["done", "failed", "done", "done", "skipped", "done"]
+    assert told == [(src.name, outcome) for (src, _), outcome in zip(jobs, outcomes, strict=True)]
+    assert (tally.done, tally.skipped, len(tally.failed)) == (4, 1, 1)
+    assert names(tmp_path / "out") == ["0.png", "2.png", "3.png", "4.png", "5.png"]
 
 
 def test_ctrl_c_in_the_middle(tmp_path):
     code = """
-import sys, time
+import time
 from pathlib import Path
 from refine_wrap.folder import process
-def work(src, dst):
-    with open(dst, "wb") as file:
-        file.write(b"half"); file.flush()
-        if src.name == "1":
-            print("writing", flush=True); time.sleep(60)
-        file.write(b"rest")
-process([(Path(str(i)), Path("out") / f"{i}.png") for i in range(3)], work)
+def work(items):
+    if items == ["1"]:
+        while not Path("out/0.png").exists(): time.sleep(0.01)
+        print("working", flush=True); time.sleep(60)
+    return items
+process([(Path(str(i)), Path("out") / f"{i}.png") for i in range(3)], str, work, lambda i, dst: dst.write_text(i))
 """
     child = run(code, tmp_path)
-    assert child.stdout.readline() == "writing\n"
-    half = [name for name in names(tmp_path / "out") if name != "0.png"]
-    assert len(half) == 1 and half[0].startswith(".1.")
+    assert child.stdout.readline() == "working\n"
     child.send_signal(signal.SIGINT)
     assert child.wait(20) != 0
     assert "KeyboardInterrupt" in child.stderr.read()
     assert names(tmp_path / "out") == ["0.png"]
-    assert (tmp_path / "out/0.png").read_bytes() == b"halfrest"
+    assert (tmp_path / "out/0.png").read_text() == "0"
 
 
 def test_a_temporary_file_of_a_killed_run_is_no_input(tmp_path):
@@ -465,7 +552,7 @@ def test_any_name_can_be_planned_and_written(stems):
             touch(src.parent, src.name)
         if jobs:
             jobs = plan_outputs(list_images(root / "in"), root / "in", root / "out", ext="jpg")
-        tally = process(jobs, lambda src, dst: dst.write_bytes(src.name.encode()))
+        tally = process(jobs, lambda src: src.name.encode(), same, lambda data, dst: dst.write_bytes(data))
         assert tally.done == len(stems)
         for src, dst in jobs:
             assert dst.read_bytes() == src.name.encode()

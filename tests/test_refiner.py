@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import SHARED
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from refine_wrap import ORNet, RefineWrapError
+from refine_wrap.naf import LayerNorm2d, NAFBlock
 from refine_wrap.refiner import PRESETS, build_refiner
 from refine_wrap.tiling import run_tiles, trace_layers
 
@@ -97,6 +100,49 @@ def test_local_pool_is_the_mean_of_each_window() -> None:
     rows, columns = (torch.arange(n).sub(1).clamp(0, n - 4) for n in (9, 7))
     torch.testing.assert_close(pooled, means[:, :, rows][:, :, :, columns])
     torch.testing.assert_close(LocalPool(20)(x), x.mean((2, 3), keepdim=True).expand_as(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"train_size": 24}, {"channel_attention": False}, {"unshuffle": 2}], ids=str)
+@pytest.mark.parametrize("size", [(2, 48, 64), (1, 80, 20), (1, 5, 70)])
+def test_strips_give_what_the_whole_gives(
+    options: dict[str, Any], size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = moved(ORNet(width=8, encoder_blocks=(2, 1), decoder_blocks=(1, 1), **options), 0.3).double()
+    image = torch.rand(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = net(image)  # with gradients: never in strips
+    strips = []
+    monkeypatch.setattr(NAFBlock, "_gated_in_strips", spy(NAFBlock._gated_in_strips, strips))
+    with torch.no_grad():
+        assert torch.allclose(net(image), whole, atol=1e-10) and not strips  # small: in one
+        monkeypatch.setattr("refine_wrap.naf._STRIP_BYTES", 0)
+        monkeypatch.setattr("refine_wrap.naf._LEAST_ROWS", 3)
+        assert torch.allclose(net(image), whole, atol=1e-10) and strips
+        count = len(strips)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (net.float()(image.float()) - whole).abs().mean() < 0.05 * whole.abs().mean()
+        assert len(strips) == count
+    assert (whole - image).abs().max() > 0.1
+
+
+def spy(method: Any, calls: list[object]) -> Any:
+    def called(self: object, *args: object) -> object:
+        calls.append(self)
+        return method(self, *args)
+
+    return called
+
+
+def test_layouts_agree() -> None:
+    norm = LayerNorm2d(6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    image = torch.randn(2, 6, 5, 7) * 3 + 2
+    last = norm(image.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(norm(image), last, atol=1e-5) and last.is_contiguous(memory_format=torch.channels_last)
+    half = norm(
+        (image * 1000).half().contiguous(memory_format=torch.channels_last)
+    )  # their squares are no half numbers
+    assert half.dtype == torch.float16 and torch.allclose(half.float(), norm(image * 1000), atol=2e-2)
 
 
 def test_tiles_of_lite_are_exact() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from refine_wrap import Backbone, Picture, RefineWrapError, RefineWrapper, read_image
 from refine_wrap.backbone import Spec
 from refine_wrap.errors import ImageError, OutputError
+from refine_wrap.restore import DoNoHarm, restore_pictures, trace
 
 TINY = {"preset": "ornet-lite", "width": 4}
 
@@ -28,8 +29,8 @@ def wrapper_of(body: nn.Module, seed: int = 5) -> RefineWrapper:
     return wrapper
 
 
-def picture(height: int, width: int, **more: object) -> Picture:
-    rng = np.random.default_rng(1)
+def picture(height: int, width: int, seed: int = 1, **more: object) -> Picture:
+    rng = np.random.default_rng(seed)
     return Picture(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), **more)  # type: ignore[arg-type]
 
 
@@ -197,3 +198,65 @@ def test_sixteen_bits_stay_sixteen() -> None:
     pixels = np.arange(12 * 12 * 3, dtype=np.uint16).reshape(12, 12, 3) * 100
     result = RefineWrapper(nn.Identity(), refiner=TINY).restore(Picture(pixels))
     assert np.array_equal(result.pixels, pixels)
+
+
+@pytest.mark.parametrize("name", ["SRVGG x2", "DnCNN"])
+def test_pictures_of_one_size_go_together_and_come_out_as_by_themselves(name: str) -> None:
+    wrapper = wrapper_of(backbone(name))
+    pictures = [picture(20, 31, seed=seed) for seed in range(3)]
+    pictures[1] = Picture(np.ascontiguousarray(pictures[1].pixels[..., :1]))
+    pictures[2] = Picture(pictures[2].pixels.astype(np.uint16) * 257, np.full((20, 31), 65535, np.uint16))
+    seen = shapes_of(wrapper)
+    together = restore_pictures(wrapper, pictures, strength=0.7)
+    assert [shape[0] for shape in seen] == [3]
+    for made, one in zip(together, pictures, strict=True):
+        alone = wrapper.restore(one, strength=0.7)
+        assert made.pixels.shape == alone.pixels.shape and made.pixels.dtype == alone.pixels.dtype
+        assert np.abs(made.pixels.astype(int) - alone.pixels).max() <= (1 if made.bits == 8 else 20)
+    assert together[1].grey and together[2].alpha is not None and len(np.unique(together[0].pixels)) > 20
+
+
+def test_pictures_that_do_not_fit_together_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = wrapper_of(backbone("DnCNN"))
+    pictures = [picture(20, 31, seed=seed) for seed in range(3)]
+    needed = trace(wrapper).peak_bytes_per_pixel * 20 * 31
+    monkeypatch.setattr("refine_wrap.restore.memory_budget", lambda device: int(2.5 * needed))
+    seen = shapes_of(wrapper)
+    restore_pictures(wrapper, pictures[:2])
+    assert [shape[0] for shape in seen] == [2]
+    restore_pictures(wrapper, pictures)
+    assert [shape[0] for shape in seen] == [2, 1, 1, 1]
+    with pytest.raises(RefineWrapError, match="2 sizes"):
+        restore_pictures(wrapper, [*pictures, picture(20, 32)])
+
+
+def test_a_guard_keeps_each_of_a_batch_by_itself() -> None:
+    wrapper = wrapper_of(backbone("DnCNN"))
+    pictures = [picture(24, 24, seed=seed) for seed in range(3)]
+
+    class Judge(DoNoHarm):
+        def __init__(self) -> None:
+            self.answers = [False, True, False]
+
+        def check(self, wrapper: RefineWrapper) -> None:
+            pass
+
+        def worse(self, result: object, bare: object) -> bool:
+            return self.answers.pop(0)
+
+    kept = restore_pictures(wrapper, pictures, guard=Judge())
+    refined = restore_pictures(wrapper, pictures)
+    with wrapper.disabled():
+        bare = restore_pictures(wrapper, pictures)
+    for made, wanted, other in zip(
+        kept, [refined[0], bare[1], refined[2]], [bare[0], refined[1], bare[2]], strict=True
+    ):
+        assert np.array_equal(made.pixels, wanted.pixels) and not np.array_equal(made.pixels, other.pixels)
+
+
+def shapes_of(wrapper: RefineWrapper) -> list[tuple[int, ...]]:
+    """The shapes that the backbone is given from now on."""
+    trace(wrapper)
+    seen: list[tuple[int, ...]] = []
+    wrapper.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    return seen

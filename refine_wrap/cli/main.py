@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..allocator import keep_freed_memory
 from .absorb import absorb
 from .analyze_degradation import analyze_degradation
 from .common import guarded
@@ -75,6 +76,7 @@ def _main(
 def run() -> None:
     """Entry point. Exit codes: 0 done, 1 some or all of the work failed, 2 the call or an input named in it is wrong,
     130 interrupted."""
+    keep_freed_memory()
     app()
 
 

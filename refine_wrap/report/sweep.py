@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import RefineWrapError
 from ..folder import PathLike
-from ..images import Picture, read_image, write_image
+from ..images import Picture, read_image
 
 if TYPE_CHECKING:
     from ..wrapper import RefineWrapper
@@ -26,32 +25,27 @@ LABEL, GAP = 16, 4
 def sweep_sheet(
     wrapper: RefineWrapper,
     image: PathLike | Picture,
-    out: PathLike,
     *,
     qualities: Sequence[float] = QUALITIES,
     strengths: Sequence[float] = STRENGTHS,
     side: int = SIDE,
-    overwrite: bool = False,
     **options: Any,
-) -> Path:
-    """Write one picture that shows the backbone's output and, below it, a row a quality and a column a strength.
+) -> Picture:
+    """One picture that shows the backbone's output and, below it, a row a quality and a column a strength.
 
     Args:
         wrapper: one without a quality head has one row, one without a refiner one column.
         image: a photo; of a larger one its middle is shown, transparency apart.
-        out: the sheet, 8 bits.
         qualities, strengths: in [0, 1].
         side: most input pixels of a side that are shown.
-        overwrite: replace a sheet that is there.
         options: of `refine_wrap.restore.restore`: tile, halo, dtype.
 
     Returns:
-        The path of the sheet.
+        The sheet, 8 bits.
 
     Raises:
         RefineWrapError: there is nothing to sweep: neither a head nor a refiner.
         ImageError: the photo cannot be read.
-        OutputError: the sheet cannot be written.
     """
     rows: Sequence[float | None] = qualities if wrapper.knows_quality else [None]
     columns: Sequence[float | None] = strengths if wrapper.refiner is not None else [None]
@@ -75,8 +69,7 @@ def sweep_sheet(
         for column, each in enumerate(cells):
             place = slice(row * height, row * height + each.height), slice(column * width, column * width + each.width)
             sheet[place] = np.asarray(each.convert("RGB"))
-    write_image(out, Picture(sheet), overwrite=overwrite)
-    return Path(out)
+    return Picture(sheet)
 
 
 def _labelled(picture: Picture, text: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CheckpointError, RefineWrapError
-from ..naf import NAFBlock, pad_to_multiple
+from ..naf import NAFBlock, cpu_layout, pad_to_multiple
 from ..refiner import Strength, strength_plane
 
 DEAD = ("ending.", "mask_height", "mask_width")
@@ -145,7 +145,8 @@ class FrequencyMaskGenerator(nn.Module):
         padded = pad_to_multiple(image, self.multiple_of)
         height, width = padded.shape[-2:]
         level = plane[..., :1, :1].expand(-1, -1, height, width)
-        x = self.intro(torch.cat((padded, log_spectrum(padded), level), 1).to(self.intro.weight.dtype))
+        x = cpu_layout(torch.cat((padded, log_spectrum(padded), level), 1).to(self.intro.weight.dtype))
+        x = self.intro(x)
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = down(encoder(x))
         x = self.middle_blks(x).mean((2, 3))

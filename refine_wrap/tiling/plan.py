@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..allocator import kept_bytes
 from ..errors import RefineWrapError
 from .run import round_up, smallest_tile
 from .trace import LayerTrace
@@ -60,7 +61,7 @@ def memory_budget(device: torch.device | str = "cpu") -> int:
 def _free_main_memory() -> int:
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) + kept_bytes()
 
 
 def plan_tiles(
@@ -73,7 +74,6 @@ def plan_tiles(
     multiple_of: int = 1,
     exact: bool = True,
     available_bytes: int | None = None,
-    device: torch.device | str = "cpu",
 ) -> TilePlan:
     """Chooses tile and halo for an image of height x width input pixels.
 
@@ -85,7 +85,7 @@ def plan_tiles(
             Rounded up to `multiple_of`.
         multiple_of: the network's size multiple.
         exact: whether the network is declared to be exact in tiles; False also when the trace met a global operation.
-        available_bytes: what tiles may use; None = `memory_budget(device)`.
+        available_bytes: what tiles may use; None = `memory_budget()`, of the CPU.
 
     Raises:
         RefineWrapError: a tile or halo below zero, or a word other than "auto".
@@ -94,7 +94,7 @@ def plan_tiles(
     wanted = halo if halo is not None else min(trace.receptive_radius, DEFAULT_HALO)
     wanted = round_up(wanted, multiple_of)
     if tile == "auto":
-        budget = memory_budget(device) if available_bytes is None else available_bytes
+        budget = memory_budget() if available_bytes is None else available_bytes
         size = _largest_tile(trace.peak_bytes_per_pixel, height, width, wanted, multiple_of, budget)
     else:
         size = round_up(int(tile), multiple_of) if tile else None
