@@ -2,7 +2,7 @@
 
     python benchmarks/degraded_sr.py SHARED --photos FOLDER --held-out FOLDER --reconstructors RUN [RUN ...]
         --network edsr|swinir|rrdb --work FOLDER [--others RUN ...] [--only SET ...] [--seed N] [--steps N]
-        [--base-steps N] [--limit N] [--threads N]
+        [--base-steps N] [--limit N] [--real-limit N] [--threads N]
 
 Of the photos several training sets are made, which differ in their low-quality side alone: bicubic, Real-ESRGAN's
 degradation, each checkpoint of the runs of an undertrained reconstructor as the paper uses it, all of them mixed,
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="training sets; all unless given")
     parser.add_argument("--seed", type=int, default=0, help="of the fine-tunings")
     parser.add_argument("--limit", type=int, default=24, help="held-out photos")
+    parser.add_argument("--real-limit", type=int, default=20, help="photos of RealSRSet")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -79,7 +80,7 @@ def main() -> None:
     sets = training_sets(options.reconstructors, options.others)
     outputs = {name: study.trained(name, kinds) for name, kinds in sets.items() if name in (options.only or sets)}
     found = study.evaluated({"without": study.base(), **outputs})
-    about = {key: getattr(options, key) for key in ("network", "seed", "steps", "base_steps", "limit")}
+    about = {key: getattr(options, key) for key in ("network", "seed", "steps", "base_steps", "limit", "real_limit")}
     about |= {"crop": CROP, "max_delta_e": MAX_DELTA_E, "unknown": UNKNOWN}
     write(f"degraded_sr_{study.name}", {**about, "sets": {name: summary(each) for name, each in found.items()}})
 
@@ -133,7 +134,7 @@ class Study:
         chosen = [held_out[number * len(held_out) // options.limit] for number in range(options.limit)]
         for path in chosen:
             middle(path, self.work / "test/gt" / f"{path.stem}.png", CROP)
-        for path in list_images(options.shared / "data/real_lq/RealSRSet"):
+        for path in list_images(options.shared / "data/real_lq/RealSRSet")[: options.real_limit]:
             middle(path, self.work / "test/real" / f"{path.stem}.png", REAL_SIDE)
         self.low = {"clean": self.work / "test/clean"}
         degrade_folder(self.work / "test/gt", self.low["clean"], Degradation(scale=SCALE))

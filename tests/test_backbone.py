@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -286,3 +289,29 @@ def test_a_real_denoiser_denoises() -> None:
 def test_what_is_no_restorer_among_real_files() -> None:
     with pytest.raises(CheckpointError, match="no known architecture"):
         load_backbone(SHARED / "weights" / "cnniqa_live.safetensors")
+
+
+BASICSR = """
+import sys
+from refine_wrap import load_backbone
+nafnet = {"width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1], "middle_blk_num": 1}
+assert "nafnet" in type(load_backbone("NAFNet", options=nafnet).module).__module__.lower()
+assert "basicsr" not in sys.modules
+"""
+REGISTERED = """
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class NAFNet(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 3, 1)
+
+assert isinstance(load_backbone("NAFNet").module, NAFNet)
+"""
+
+
+def test_basicsr_is_imported_only_for_its_own_networks_and_those_registered_there_go_first() -> None:
+    if importlib.util.find_spec("basicsr") is None:
+        pytest.skip("BasicSR is not installed")
+    subprocess.run([sys.executable, "-c", BASICSR + REGISTERED], check=True)

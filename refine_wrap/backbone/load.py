@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -229,9 +230,10 @@ def find_class(arch: str) -> Callable[..., Any]:
             raise RefineWrapError(
                 f"{arch} cannot be imported: {error}", "package.module:Class on the Python path"
             ) from None
-    registry = _basicsr_registry()
-    if registry is not None and arch in registry:
-        return registry.get(arch)
+    # BasicSR goes first, since others register their networks there. Nobody has where it is not imported, and that
+    # takes seconds.
+    if (arch in BASICSR_NETWORKS or "basicsr" in sys.modules) and (found := _of_basicsr(arch)) is not None:
+        return found
     if arch == "RRDBNet":
         return _rrdbnet_of_spandrel
     if arch == "SRVGGNetCompact":
@@ -239,11 +241,13 @@ def find_class(arch: str) -> Callable[..., Any]:
     classes = _spandrel_classes()
     if arch in classes:
         return classes[arch]
+    if (found := _of_basicsr(arch)) is not None:
+        return found
     if arch in BASICSR_NETWORKS:
         raise RefineWrapError(
             f"{arch} comes from BasicSR, which is not installed", "Python below 3.13 and basicsr", "pip install basicsr"
         )
-    names = sorted({*classes, *BASICSR_NETWORKS, *([name for name, _ in registry] if registry is not None else [])})
+    names = sorted({*classes, *BASICSR_NETWORKS, *(name for name, _ in _basicsr_registry() or ())})
     near = difflib.get_close_matches(arch, names, 1, cutoff=0.5)
     raise RefineWrapError(
         f"There is no architecture {arch!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
@@ -279,9 +283,14 @@ def _rrdbnet_of_spandrel(
 
 def architectures() -> list[str]:
     """The names that `load_backbone` takes, here and now."""
-    registry = _basicsr_registry()
     ours = [name for name, place in NICKNAMES.items() if ":" in place]
-    return sorted({*_spandrel_classes(), *ours, *([name for name, _ in registry] if registry is not None else [])})
+    return sorted({*_spandrel_classes(), *ours, *(name for name, _ in _basicsr_registry() or ())})
+
+
+def _of_basicsr(arch: str) -> Callable[..., Any] | None:
+    registry = _basicsr_registry()
+    found: Callable[..., Any] | None = registry.get(arch) if registry is not None and arch in registry else None
+    return found
 
 
 def _basicsr_registry() -> Any:

@@ -171,7 +171,6 @@ def _run(
 
     from ..folder import process
     from ..images import read_image, write_image
-    from ..report.sweep import sweep_sheet
     from ..restore import restore_pictures
 
     console = Console(stderr=True)
@@ -191,6 +190,8 @@ def _run(
         def work(pictures: list[Picture]) -> list[Picture]:
             progress.update(tiles, visible=False)
             if sweep:
+                from ..report.sweep import sweep_sheet
+
                 return [sweep_sheet(wrapper, picture, **options) for picture in pictures]
             return restore_pictures(wrapper, pictures, notify=notify, **options)
 
