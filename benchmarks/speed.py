@@ -356,7 +356,8 @@ def large(options: argparse.Namespace) -> Figures:
 def folder_times(options: argparse.Namespace, count: int, side: int) -> Figures:
     """The command's own loop over a folder, against the network alone on the same pictures in memory."""
     from refine_wrap import RefineWrapper, read_image, write_image
-    from refine_wrap.folder import plan_outputs, process
+    from refine_wrap.folder import plan_outputs
+    from refine_wrap.pipeline import process
     from refine_wrap.restore import restore_pictures
 
     model = RefineWrapper.from_pretrained("shipped:demo_refiner")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from refine_wrap import folder
 from refine_wrap.errors import DataError, ImageError, OutputError
-from refine_wrap.folder import atomic_path, list_images, pair_by_name, plan_outputs, process, shard
+from refine_wrap.folder import atomic_path, list_images, pair_by_name, plan_outputs, shard
+from refine_wrap.pipeline import process
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -507,7 +508,7 @@ def test_ctrl_c_in_the_middle(tmp_path):
     code = """
 import time
 from pathlib import Path
-from refine_wrap.folder import process
+from refine_wrap.pipeline import process
 def work(items):
     if items == ["1"]:
         while not Path("out/0.png").exists(): time.sleep(0.01)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from refine_wrap import ORNet
-from refine_wrap.folder import process
 from refine_wrap.naf import LayerNorm2d
+from refine_wrap.pipeline import process
 from refine_wrap.supervision import FrequencyMaskGenerator, frequency_mixup
 
 

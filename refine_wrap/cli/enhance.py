@@ -12,7 +12,7 @@ import typer
 from .common import Device, Quiet, Shard, device_named, notices, part, tell, tile_side
 
 if TYPE_CHECKING:
-    from ..folder import OnDone
+    from ..pipeline import OnDone
     from ..supervision import EnhanceTally
 
 _NAMED = 5

@@ -169,8 +169,8 @@ def _run(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..folder import process
     from ..images import read_image, write_image
+    from ..pipeline import process
     from ..restore import restore_pictures
 
     console = Console(stderr=True)

@@ -18,11 +18,12 @@ from ..degradation.reconstruct import sealed
 from ..degradation.rounding import as_float
 from ..degradation.scene import Drawn
 from ..errors import DataError, ImageError, OutputError, RefineWrapError
-from ..folder import IMAGE_SUFFIXES, OnDone, PathLike, Tally, atomic_path, list_images, plan_outputs
+from ..folder import IMAGE_SUFFIXES, PathLike, atomic_path, list_images, plan_outputs
 from ..folder import shard as shard_of
 from ..images import Picture, read_image
 from ..images.png import write_png
 from ..manifests import ANOTHER, is_right, source_digest
+from ..pipeline import OnDone, Tally
 from ..resources import versions
 from ..tiling import is_out_of_memory
 from .core import Reconstructor

@@ -15,10 +15,11 @@ from .. import __version__
 from ..backbone import Backbone, load_backbone
 from ..backbone.checkpoint import tensors_digest
 from ..errors import DataError, ImageError, RefineWrapError
-from ..folder import IMAGE_SUFFIXES, OnDone, PathLike, Tally, list_images, plan_outputs
+from ..folder import IMAGE_SUFFIXES, PathLike, list_images, plan_outputs
 from ..folder import shard as shard_of
 from ..images import read_image, write_image
 from ..manifests import ANOTHER, is_right, source_digest
+from ..pipeline import OnDone, Tally
 from ..resources import file_digest, versions
 from ..tiling import is_out_of_memory
 from .change import BANDS

@@ -37,11 +37,12 @@ from ...degradation.reconstruct import sealed
 from ...degradation.scene import Drawn
 from ...degradation.synthetic import downsample
 from ...errors import DataError, ImageError, OutputError, RefineWrapError
-from ...folder import OnDone, PathLike, Tally, atomic_path, list_images, plan_outputs
+from ...folder import PathLike, atomic_path, list_images, plan_outputs
 from ...folder import shard as shard_of
 from ...images import Picture, read_image, upright
 from ...images.png import write_png
 from ...manifests import is_right, source_digest
+from ...pipeline import OnDone, Tally
 from ...reconstruction import Reconstructor
 from ..metrics import psnr
 from .levels import LEVELS
