@@ -12,6 +12,7 @@ Written: results/speed.json and results/speed.md.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import resource
@@ -134,10 +135,10 @@ def ornet_times(options: argparse.Namespace, size: str, which: list[str]) -> Fig
         import torch._inductor.config as inductor
 
         inductor.freezing = True  # weights are constants: they are laid out once
-        compiled = torch.compile(networks(options)[0])
+        compiled = torch.compile(copy.deepcopy(ours))
         calls["compiled"] = lambda: compiled(image, 0.3)
     if "bfloat16" in which:
-        half = networks(options)[0].bfloat16()
+        half = copy.deepcopy(ours).bfloat16()
         calls["bfloat16"] = lambda: half(image.bfloat16(), 0.3).float()
     reference = calls["official" if theirs is not None else "ours"]()
     found: Figures = {}
@@ -162,8 +163,9 @@ def ornet(options: argparse.Namespace) -> Figures:
     found: Figures = {}
     for size in SIZES:
         # bfloat16 and torch.compile take minutes at 1080p where the CPU has no such arithmetic.
-        which = [] if size == "1080p" else ["compiled", "bfloat16"]
-        for kept in (False, True):
+        for kept in (False,) if size == "1080p" else (False, True):
+            which = [] if size == "1080p" else ["compiled"]
+            which += ["bfloat16"] if size == "256x256" and not kept else []
             found[f"{size}, {'kept' if kept else 'default'}"] = child(
                 options, "ornet_times", kept, size=size, which=which
             )
@@ -178,13 +180,13 @@ def ornet(options: argparse.Namespace) -> Figures:
 
 
 @torch.inference_mode()
-def wrapped_times(options: argparse.Namespace, name: str) -> Figures:
+def wrapped_times(options: argparse.Namespace, network: str) -> Figures:
     from head_cost import NETWORKS, RECIPES
 
     from refine_wrap import Recipe, RefineWrapper, load_backbone
 
-    arch, given = NETWORKS[name]
-    choice = Recipe.load(RECIPES[name]).backbone if name in RECIPES else None
+    arch, given = NETWORKS[network]
+    choice = Recipe.load(RECIPES[network]).backbone if network in RECIPES else None
     body = load_backbone(arch, options=given if choice is None else choice.options).eval()
     wrapper = RefineWrapper(body).eval()
     filled(wrapper.refiner)  # type: ignore[arg-type]
@@ -195,7 +197,7 @@ def wrapped_times(options: argparse.Namespace, name: str) -> Figures:
 
 def lite(options: argparse.Namespace) -> Figures:
     names = ("SwinIR-M x4", "HAT x4", "RRDB x4", "NAFNet-GoPro-32")
-    return {"networks": {name: child(options, "wrapped_times", True, name=name) for name in names}}
+    return {"networks": {name: child(options, "wrapped_times", True, network=name) for name in names}}
 
 
 def cuts(folder: Path, count: int, side: int) -> list[Path]:
