@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import compat
+from .lazy import attribute
 
 compat.install()
 
 __version__ = "0.1.0"
 
-# Public name -> the module that has it. Resolved on first use (PEP 562): `import refine_wrap` imports no torch.
+# Public name -> the module that has it. Resolved on first use: `import refine_wrap` imports no torch.
 _PLACES = {
     "RefineWrapper": "wrapper",
     "Backbone": "backbone",
@@ -47,11 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-    globals()[name] = value
-    return value
+    return attribute(__name__, _PLACES, name)
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,8 @@ assert "swinir_x4" in {p.stem for p in adapters_dir().glob("*.yaml")}, adapters_
 assert recipe_path("nafnet_denoise").is_file()
 checks = verify_weights()
 assert checks and all(check.ok for check in checks), checks
+from refine_wrap.report.page import resource
+assert all(resource(f"page.{kind}", f"refine_wrap.{room}") for room in ("report", "study") for kind in ("html", "css", "js"))
 import torch
 model = RefineWrapper.from_pretrained("shipped:demo_refiner")
 assert model(torch.rand(1, 3, 17, 19)).shape == (1, 3, 17, 19)

@@ -28,6 +28,7 @@ from .push import push
 from .recipe import recipe
 from .restore import restore
 from .score import score
+from .study import study
 
 app = typer.Typer(
     name="refine-wrap",
@@ -56,6 +57,7 @@ for verb in (
 ):
     app.command()(guarded(verb))
 app.add_typer(recipe, name="recipe")
+app.add_typer(study, name="study")
 
 
 def _version(asked: bool) -> None:

@@ -214,9 +214,7 @@ def _labels(outputs: Sequence[Outputs]) -> list[str]:
     labels = [label or short for label, short in zip(given, short_names(sources), strict=True)]
     for number, label in enumerate(labels):
         if label in labels[:number]:
-            raise DataError(
-                f"Two of baseline and candidates are called {label!r}", "a label of its own for each", "give labels"
-            )
+            raise DataError(f"Two methods' outputs are called {label!r}", "a label of its own for each", "give labels")
     return [readable(label) for label in labels]
 
 

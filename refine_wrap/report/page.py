@@ -37,7 +37,7 @@ class Payloads:
 
     def embed(self, key: str, image: Image, icc: bytes | None = None) -> str:
         """Take an 8-bit RGB or RGBA picture, without loss, under a key of letters, digits and hyphens."""
-        kind, content = _encode(image, _rgb_profile(icc))
+        kind, content = encode(image, icc)
         text = base64.b64encode(content).decode("ascii")
         self._parts.append((key, kind, text))
         self.size += len(text)
@@ -55,7 +55,7 @@ class Payloads:
 
 def inline(image: Image) -> str:
     """An 8-bit picture as the value of a `src` attribute, without loss: for few and small ones, see `Payloads`."""
-    kind, content = _encode(image, None)
+    kind, content = encode(image)
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -84,7 +84,12 @@ def render(title: str, data: dict[str, Any], payloads: Payloads, parts: dict[str
         parts: pieces of HTML, escaped already: `facts` (a line below the title), `summary` (above the pictures),
             `table` and `left_out` (below them), `footer`.
     """
-    template, style, script = (_resource(f"page.{kind}") for kind in ("html", "css", "js"))
+    template, style, script = (resource(f"page.{kind}") for kind in ("html", "css", "js"))
+    return fill(template, style, script, title, data, {**parts, "payloads": payloads.html()})
+
+
+def fill(template: str, style: str, script: str, title: str, data: dict[str, Any], parts: dict[str, str]) -> bytes:
+    """Put a page together of its template, its one style and script, what the script reads, and escaped HTML."""
     html = Template(template).substitute(
         parts,
         title=escape(title),
@@ -94,7 +99,6 @@ def render(title: str, data: dict[str, Any], payloads: Payloads, parts: dict[str
         script_hash=_csp_hash(script),
         # Without "<", nothing in the data can end the script element that it lies in.
         data=json.dumps(data, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c"),
-        payloads=payloads.html(),
     )
     return html.encode("utf-8", "replace")
 
@@ -109,8 +113,9 @@ def count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def _resource(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+def resource(name: str, package: str = __package__) -> str:
+    """The text of a file that lies beside a package's modules."""
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _csp_hash(text: str) -> str:
@@ -118,19 +123,16 @@ def _csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _rgb_profile(icc: bytes | None) -> bytes | None:
-    """The colour profile, if it fits the RGB picture that is embedded (a grey picture's own does not)."""
-    return icc if icc is not None and icc[16:20] == b"RGB " else None
-
-
-def _encode(image: Image, icc: bytes | None) -> tuple[str, bytes]:
-    """MIME type and file of an 8-bit picture, without any loss."""
+def encode(image: Image, icc: bytes | None = None) -> tuple[str, bytes]:
+    """MIME type and file of an 8-bit picture, without any loss and without metadata but the colour profile."""
     from PIL import features
 
+    # A grey picture's own profile does not fit the RGB one that is shown.
+    profile = icc if icc is not None and icc[16:20] == b"RGB " else None
     buffer = BytesIO()
     if features.check("webp") and max(image.size) <= _WEBP_LIMIT:
         # This effort is within 1% of the smallest size in half the time. `exact` keeps colour under transparency.
-        image.save(buffer, "WEBP", lossless=True, quality=40, method=2, exact=True, icc_profile=icc or b"")
+        image.save(buffer, "WEBP", lossless=True, quality=40, method=2, exact=True, icc_profile=profile or b"")
         return "image/webp", buffer.getvalue()
-    image.save(buffer, "PNG", icc_profile=icc)
+    image.save(buffer, "PNG", icc_profile=profile)
     return "image/png", buffer.getvalue()
