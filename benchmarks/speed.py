@@ -482,6 +482,8 @@ def table(found: Figures) -> str:
         for name, each in images.items():
             row(f"{name}: seconds a megapixel", each["seconds_per_megapixel"], "s")
             row(f"{name}: peak memory above the start", each["peak_over_start_mib"], "MiB")
+        given_back = images["2K, memory given back"]["seconds"] / images["2K"]["seconds"]
+        row("2K, memory given back over kept: time", given_back, "times")
         times = images["8K"]["seconds_per_megapixel"] / images["2K"]["seconds_per_megapixel"]
         row("8K over 2K, time a megapixel", times, "", 1.15, least=False)
     for side, each in found.get("folders", {}).items():
