@@ -15,7 +15,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, machine, side_by_side, write
+from masks import status
 from torch import nn
 
 from refine_wrap.allocator import keep_freed_memory
@@ -98,10 +98,11 @@ def filled(net: nn.Module) -> nn.Module:
 
 
 def peak_above(function: Callable[[], object]) -> float:
-    """MiB that a call adds to the most that this process has held."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """MiB that a call takes at its peak, above what this process held before (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
     function()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return status("VmHWM") - before
 
 
 def ratio(found: Figures, one: str, other: str) -> float | None:

@@ -45,28 +45,32 @@ def test_ornet_is_not_slower_than_with_channels_first_and_in_one_piece(monkeypat
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
+from pathlib import Path
 import refine_wrap.naf as naf, refine_wrap.refiner
 torch.set_num_threads(1)
 net = refine_wrap.ORNet(width=32).eval()
 if sys.argv[1] == "whole":
     naf._LEAST_ROWS = 10**6
 image = torch.rand(1, 3, 768, 768)
+def held(key):  # of this process alone, in KiB: ru_maxrss begins at what the parent held
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 with torch.inference_mode():
     net(image[..., :64, :64])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held("VmRSS")
     net(image)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(held("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_strips_take_less_memory() -> None:
     strips, whole = (
         int(subprocess.run([sys.executable, "-c", PEAK, how], capture_output=True, text=True, check=True).stdout)
         for how in ("strips", "whole")
     )
-    assert strips < 0.8 * whole  # measured: 0.57
+    assert 0 < strips < 0.8 * whole  # measured: 0.6
 
 
 @torch.inference_mode()
